@@ -33,6 +33,7 @@ from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.host_use import add_use
 from workers.hosts.launched_host import HostRenewal, load_host
 from workers.hosts.lease import Leases
+from workers.hosts.store_gate import StoreGate
 from workers.hosts.warm_start import ForkServer, create_fork_server
 from workers.tracking.tracker import Tracker
 
@@ -68,6 +69,7 @@ class WorkerContext:
     stopping: threading.Event = field(default_factory=threading.Event)
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when there may be a run to claim, or room for one."""
+    store_gate: StoreGate = field(default_factory=StoreGate)
     _deployments_changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:

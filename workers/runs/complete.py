@@ -29,6 +29,7 @@ from workers.exports.upload import HubPushFailed, complete_export
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.stage_limits import explain_limit
+from workers.hosts.store_gate import StoreGate
 from workers.outputs.evaluations import publish_evaluation
 from workers.outputs.fine_tuned import publish_fine_tuned
 from workers.outputs.selection import find_selected_model
@@ -61,6 +62,7 @@ class RunAttempt:
     lease: Lease
     stop_requested: bool
     exceeded_limit: ExceededLimit | None = None
+    store_gate: StoreGate | None = None
 
 
 def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> Run:
@@ -92,6 +94,8 @@ def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> Tunesm
 def end_attempt(attempt: RunAttempt, error: TunesmithError | None) -> Run:
     """End an attempt without a result: because of an error, or because its program was asked to stop."""
     run = attempt.run
+    if error is not None and error.code is ErrorCode.artifacts_unreachable and attempt.store_gate is not None:
+        attempt.store_gate.close(error)
 
     def write(session: Session) -> Run | None:
         current = session.get_one(Run, run.id)

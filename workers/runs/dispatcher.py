@@ -68,7 +68,7 @@ class RunDispatcher:
             thread.join()
 
     def _claim_all(self) -> None:
-        while not self._worker.stopping.is_set():
+        while not self._worker.stopping.is_set() and self._worker.store_gate.is_open():
             claimed = claim_next(self._worker, self._full_queues(), self._full_stages())
             if claimed is None:
                 return

@@ -222,7 +222,8 @@ class _RunExecution:
         return False
 
     def _attempt(self, exceeded: ExceededLimit | None = None) -> RunAttempt:
-        return RunAttempt(self.run, self.settings, self.lease, self.kill_at is not None, exceeded)
+        gate = self.worker.store_gate
+        return RunAttempt(self.run, self.settings, self.lease, self.kill_at is not None, exceeded, gate)
 
     def _check_lease(self) -> None:
         if self.lease.lost.is_set():

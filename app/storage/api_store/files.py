@@ -83,7 +83,7 @@ class ApiFiles:
 
     def check(self) -> None:
         """Raise what is wrong with the address or the key."""
-        self._api.request("GET", f"/uploads/{'0' * 64}")
+        self._api.check()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.scheduling.incidents import list_problems
 from app.tables import RunStatus
 from app.workers.gpus import Gpu
 from tests.integration.workers.conftest import row
@@ -102,6 +103,25 @@ def test_a_full_worker_waits_before_it_takes_the_next_notification(
     (worker.settings.data_dir / f"{run_id}.end").touch()
     dispatcher.wait_for_room()
     assert row(run_id).status is RunStatus.succeeded
+
+
+def test_a_store_that_fails_costs_one_run_one_failure_and_the_others_wait(
+    worker: WorkerContext, submit: Submit, dispatcher: RunDispatcher
+) -> None:
+    runs = [submit("succeed()") for _ in range(3)]
+    store, away = worker.settings.data_dir / "artifacts", worker.settings.data_dir / "away"
+    store.rename(away)
+    store.write_text("a file in place of the folder")
+    for _ in range(4):
+        dispatcher.fill()
+        until(lambda: RunStatus.running not in statuses(*runs))
+    assert sum(row(run_id).failure_count for run_id in runs) == 1
+    assert any(problem.startswith("artifact store: ") for problem in list_problems())
+    store.unlink()
+    away.rename(store)
+    dispatcher.fill()
+    until(lambda: set(statuses(*runs)) == {RunStatus.succeeded})
+    assert list_problems() == []
 
 
 def test_a_worker_that_stops_waits_for_a_run_that_is_being_claimed(
