@@ -33,8 +33,8 @@ from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.host_use import add_use
 from workers.hosts.launched_host import HostRenewal, load_host
 from workers.hosts.lease import Leases
-from workers.hosts.store_gate import StoreGate
 from workers.hosts.warm_start import ForkServer, create_fork_server
+from workers.inputs.store_gate import StoreGate
 from workers.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from workers.exports.upload import HubPushFailed, complete_export
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.stage_limits import explain_limit
-from workers.hosts.store_gate import StoreGate
+from workers.inputs.store_gate import StoreGate
 from workers.outputs.evaluations import publish_evaluation
 from workers.outputs.fine_tuned import publish_fine_tuned
 from workers.outputs.selection import find_selected_model

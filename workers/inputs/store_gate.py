@@ -1,7 +1,7 @@
 """The gate before the claims of a worker whose artifact store has failed.
 
-Without it, a store that is away for a minute, or credentials that were changed, would cost each queued run all
-the failures that it may have. So one failure closes the gate, and a check of the store opens it.
+Without it, a store that is away for a minute, or credentials that were changed, would cost each queued run
+all the failures that it may have. So one failure closes the gate, and a check of the store opens it.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from app.scheduling.startup import STORE_CHECK
 
 
 class StoreGate:
-    """Whether a worker may claim runs; a failure is shown as a problem of the worker until the store works."""
+    """Whether a worker may claim runs; until the store works, the worker shows the failure as a problem."""
 
     def __init__(self, check: Callable[[], None] = STORE_CHECK.run) -> None:
         self._check = check
