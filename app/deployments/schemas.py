@@ -101,5 +101,8 @@ def deployment_view(
     deployment: Deployment, waiting_for: str | None, has_worker: bool = True
 ) -> DeploymentView:
     """Build the view of a deployment."""
-    update = {"waiting_for": waiting_for, "has_worker": has_worker}
+    status = deployment.current_status
+    update: dict[str, Any] = {"status": status, "waiting_for": waiting_for, "has_worker": has_worker}
+    if not status.held:
+        update |= {"worker_id": None, "address": None}
     return DeploymentView.model_validate(deployment).model_copy(update=update)

@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 
 from app.settings import Settings
 from app.storage.database import read_session
-from app.tables import Deployment, DeploymentStatus
+from app.tables import Deployment, DeploymentStatus, current_status
 from trainers.configs import EngineTask
 from trainers.configs.base import EndpointModel, ServedModel
 from trainers.configs.references import find_served_models
@@ -84,7 +84,7 @@ def _endpoint_variables(model: EndpointModel, settings: Settings) -> dict[str, A
 
 def _find_address(name: str) -> tuple[str, str]:
     """Return the base URL of a deployment's engine, and the name of the model on it."""
-    ready = col(Deployment.status) == DeploymentStatus.ready
+    ready = current_status() == DeploymentStatus.ready
     query = select(Deployment).where(col(Deployment.name) == name, ready)
     with read_session() as session:
         deployment = session.exec(query.order_by(col(Deployment.id).desc()).limit(1)).one_or_none()

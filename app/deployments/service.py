@@ -16,7 +16,7 @@ from app.models import references
 from app.models.embedding import check_embedding_model
 from app.models.templates import check_template
 from app.settings import get_settings
-from app.tables import Deployment, DeploymentStatus
+from app.tables import Deployment, DeploymentStatus, current_status
 from app.workers import service as workers
 from app.workers.queue_choice import QueueChooser
 from trainers.configs import StageKind
@@ -56,7 +56,7 @@ def list_deployments(
     """Return a page of deployments, newest first, optionally with one status or name."""
     statement = select(Deployment)
     if status is not None:
-        statement = statement.where(col(Deployment.status) == status)
+        statement = statement.where(current_status() == status)
     if name is not None:
         statement = statement.where(col(Deployment.name) == name)
     return paginate_newest_first(session, statement, col(Deployment.id), paging)
@@ -129,7 +129,7 @@ def wake_deployment(session: Session, deployment_id: str, key_id: str) -> Deploy
 
 def view_deployment(session: Session, deployment: Deployment) -> DeploymentView:
     """Build the view of a deployment, with what it waits for if it is queued."""
-    if deployment.status is not DeploymentStatus.queued:
+    if deployment.current_status is not DeploymentStatus.queued:
         return deployment_view(deployment, None)
     missing = workers.explain_missing_deployment_worker(session, deployment.queue, deployment.engine)
     unclaimed = missing or explain_unclaimed(session, deployment)

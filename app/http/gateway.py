@@ -210,7 +210,7 @@ def _wake_or_get(target: Target, may_wake: bool) -> Target | DeploymentStatus:
         )
     if deployment is None:
         raise _unavailable("This alias routes to no existing deployment; move it to one that is ready.")
-    if deployment.status is DeploymentStatus.ready:
+    if deployment.is_ready:
         return _to_target(routes.view_target(deployment, target.share))
     if deployment.status not in lifecycle.LIVE:
         reason = f": {deployment.error['message']}" if deployment.error else "."
@@ -222,16 +222,16 @@ def _wake_or_get(target: Target, may_wake: bool) -> Target | DeploymentStatus:
             )
         with transaction() as session:
             lifecycle.wake(session, deployment.id)
-    if missing is not None and not deployment.status.held:
+    if missing is not None and not deployment.current_status.held:
         # It stays queued, for a worker that is started later.
         raise _unavailable(f"The deployment {deployment.name!r} cannot start: {missing}")
-    return deployment.status
+    return deployment.current_status
 
 
 def _explain_timeout(deployment_id: str, seconds: float) -> EngineUnavailable:
     with read_session() as session:
         deployment = session.get(Deployment, deployment_id)
-        status = deployment.status if deployment is not None else "gone"
+        status = deployment.current_status if deployment is not None else "gone"
         message = f"The deployment is {status}, and was not ready within {seconds:g} s."
         if deployment is not None and deployment.status is DeploymentStatus.queued:
             message = f"{message} {explain_unclaimed(session, deployment)}"

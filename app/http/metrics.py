@@ -20,13 +20,13 @@ from app.tables import (
     CloudState,
     Comparison,
     Dataset,
-    Deployment,
     Evaluation,
     Host,
     Job,
     Model,
     Run,
     RunStatus,
+    current_status,
 )
 
 VERSION = importlib.metadata.version("tunesmith")
@@ -54,8 +54,10 @@ def _collect_from_sql(session: Session) -> CollectorRegistry:
     for job_status, count in _jobs_by_status(session).items():
         jobs.labels(job_status).set(count)
     deployments = Gauge("tunesmith_deployments", "Deployments by status.", ["status"], registry=registry)
+    # One expression with parameters cannot be both selected and grouped by on PostgreSQL.
+    deployed = select(current_status().label("status")).subquery()
     for deployment_status, count in session.execute(
-        select(col(Deployment.status), func.count()).group_by(col(Deployment.status))
+        select(deployed.c.status, func.count()).group_by(deployed.c.status)
     ):
         deployments.labels(deployment_status).set(count)
     _add_hosts(session, registry)

@@ -9,7 +9,7 @@ from app.aliases.promotions import list_measured_versions
 from app.aliases.targets import find_name_holders, list_all_aliases, list_first_starts
 from app.routing_table.schemas import RouteTargetView, RouteView
 from app.storage.database import database_now
-from app.tables import Alias, Deployment, DeploymentStatus
+from app.tables import Alias, Deployment
 
 
 def list_routes(session: Session) -> list[RouteView]:
@@ -21,7 +21,10 @@ def list_routes(session: Session) -> list[RouteView]:
     ]
     starting = [
         RouteView(
-            name=deployment.name, targets=[], created_at=deployment.created_at, not_ready=deployment.status
+            name=deployment.name,
+            targets=[],
+            created_at=deployment.created_at,
+            not_ready=deployment.current_status,
         )
         for deployment in list_first_starts(session)
         if deployment.name not in holders
@@ -35,10 +38,9 @@ def list_routes(session: Session) -> list[RouteView]:
 
 def view_target(deployment: Deployment, share: float) -> RouteTargetView:
     """Return the target of a deployment's requests."""
-    is_ready = deployment.status is DeploymentStatus.ready
     return RouteTargetView(
         deployment_id=deployment.id,
-        base_url=(deployment.address or "").rstrip("/") if is_ready else "",
+        base_url=(deployment.address or "").rstrip("/") if deployment.is_ready else "",
         upstream_model=deployment.upstream_model or deployment.name,
         share=share,
         store_days=deployment.store_days,

@@ -8,7 +8,7 @@ from app.tables.clients.token_use import TokenUse
 from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
 from app.tables.clients.worker_credential import WorkerCredential
 from app.tables.dataset import Dataset
-from app.tables.deployment import Deployment, DeploymentStatus
+from app.tables.deployment import Deployment, DeploymentStatus, current_status
 from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
 from app.tables.hosts.cloud import CloudState, JobHost
@@ -85,4 +85,5 @@ __all__ = [
     "WebhookDelivery",
     "Worker",
     "WorkerCredential",
+    "current_status",
 ]

@@ -4,9 +4,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Index, text
-from sqlmodel import Field, SQLModel
+from sqlalchemy import ColumnElement, Index, and_, case, literal, text
+from sqlalchemy.orm import column_property
+from sqlmodel import Field, SQLModel, col
 
+from app.storage.database import database_now
 from app.tables.base import Json, enum_type, new_id, time_field
 from trainers.configs import EngineKind, EngineTask, ParityMode, Pooling, Queue
 
@@ -115,3 +117,38 @@ class Deployment(SQLModel, table=True):
     def is_on_demand(self) -> bool:
         """Whether each request may start it again after a failure; its name is that of a fine-tuned model."""
         return self.name.startswith(FINE_TUNED_PREFIX)
+
+    @property
+    def current_status(self) -> DeploymentStatus:
+        """The status when the row was read: a lease that has ended holds nothing.
+
+        Without it, a deployment of a host that is gone would be called ready until the next sweep.
+        """
+        # A new object has not been read.
+        return self.__dict__.get(_READ_STATUS) or self.status
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its engine served requests when the row was read."""
+        return self.current_status is DeploymentStatus.ready
+
+
+_READ_STATUS = "read_status"
+
+
+def current_status() -> ColumnElement[DeploymentStatus]:
+    """Return the current status in SQL, by the database's clock, which decides on leases."""
+    has_ended = col(Deployment.lease_expires_at) <= database_now()
+    is_stopping = col(Deployment.status) == DeploymentStatus.stopping
+    on_demand = col(Deployment.name).startswith(FINE_TUNED_PREFIX, autoescape=True)
+    held = col(Deployment.status).in_([status for status in DeploymentStatus if status.held])
+    kind = enum_type(DeploymentStatus)
+    return case(
+        (and_(has_ended, is_stopping, on_demand), literal(DeploymentStatus.asleep, kind)),
+        (and_(has_ended, is_stopping), literal(DeploymentStatus.stopped, kind)),
+        (and_(has_ended, held), literal(DeploymentStatus.queued, kind)),
+        else_=col(Deployment.status),
+    )
+
+
+setattr(Deployment, _READ_STATUS, column_property(current_status()))

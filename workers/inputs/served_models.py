@@ -78,7 +78,7 @@ def _is_any_starting(names: Collection[str], may_wake: bool) -> bool:
     live = col(Deployment.status).in_(lifecycle.LIVE), col(Deployment.replaces).is_(None)
     with transaction() as session:
         found = session.exec(select(Deployment).where(col(Deployment.name).in_(names), *live)).all()
-        ready = {held.name for held in found if held.status is DeploymentStatus.ready}
+        ready = {held.name for held in found if held.is_ready}
         waiting = [held for held in found if held.name not in ready]
         asleep = [held.id for held in waiting if held.status is DeploymentStatus.asleep]
         if may_wake:

@@ -145,7 +145,7 @@ def wake_deployments(names: Sequence[str]) -> bool:
         for deployment in holders:
             if deployment.status is DeploymentStatus.asleep:
                 deployments.wake(session, deployment.id)
-        return all(deployment.status is DeploymentStatus.ready for deployment in holders)
+        return all(deployment.is_ready for deployment in holders)
 
 
 def build_evaluation(condition: JudgeCondition, candidate: str, present: str, dataset: str) -> EvaluateConfig:

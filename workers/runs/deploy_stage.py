@@ -88,7 +88,7 @@ def _end_when_settled(
         return lifecycle.end_attempt(session, run.id, end, guards, worker.settings.max_failures) is not None
     status = session.get_one(Run, run.id).status
     # A deployment that was ready may be asleep already, if others needed its place.
-    if deployment.status in (DeploymentStatus.ready, DeploymentStatus.asleep):
+    if deployment.current_status in (DeploymentStatus.ready, DeploymentStatus.asleep):
         result = {"stage": "deploy", "deployment_id": deployment.id, "deployment": deployment.name}
         ended = lifecycle.move(session, run.id, RunStatus.succeeded, guards=guards, values={"result": result})
     elif status is not RunStatus.running or worker.stopping.is_set():

@@ -180,3 +180,33 @@ def test_engines_do_not_listen_on_public_addresses(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.7", "fd00::7", "100.64.1.2", "worker-1"])
 def test_engines_listen_on_private_networks(host: str) -> None:
     assert Settings(engine_host=host).engine_host == host
+
+
+def test_a_deployment_whose_lease_has_ended_is_not_called_ready(
+    client: TestClient, make_worker: MakeWorker
+) -> None:
+    """The worker is gone with its host, and no sweep has released the deployment yet."""
+    lapsed = insert_row(worker_id=make_worker().id, lease_expires_at=EARLIER, queued_at=EARLIER)
+    alive = insert_row(
+        name="two", worker_id=make_worker().id, lease_expires_at=datetime.now(UTC) + timedelta(minutes=1)
+    )
+    stopping = insert_row(name="three", status=DeploymentStatus.stopping, lease_expires_at=EARLIER)
+    shown = {one["id"]: one for one in client.get("/api/v1/deployments").json()["items"]}
+    assert [shown[one]["status"] for one in (lapsed, alive, stopping)] == ["queued", "ready", "stopped"]
+    assert (shown[lapsed]["address"], shown[lapsed]["worker_id"]) == (None, None)
+    assert client.get(f"/api/v1/deployments/{lapsed}").json()["status"] == "queued"
+    for status, expected in (("ready", [alive]), ("queued", [lapsed]), ("stopped", [stopping])):
+        items = client.get("/api/v1/deployments", params={"status": status}).json()["items"]
+        assert [one["id"] for one in items] == expected
+    routes = {one["name"]: one["targets"] for one in client.get("/api/v1/routes").json()["items"]}
+    assert [routes[name][0]["base_url"] for name in ("one", "two")] == ["", "http://127.0.0.1:9"]
+
+
+def test_a_claim_renews_the_status_that_its_transaction_has_read(make_worker: MakeWorker) -> None:
+    worker = make_worker()
+    lapsed = insert_row(worker_id=worker.id, lease_expires_at=EARLIER)
+    with transaction() as session:
+        assert session.get_one(Deployment, lapsed).current_status == "queued"
+        lifecycle.release_expired(session)
+        lifecycle.claim(session, lapsed, worker.id, 60)
+        assert session.get_one(Deployment, lapsed).current_status == "starting"
