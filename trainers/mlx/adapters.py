@@ -119,3 +119,26 @@ def save_adapter(network: nn.Module, config: LoraConfig, folder: Path, base: str
     published = LoraConfig(**{name: value for name, value in values.items() if name != "peft_version"})
     published.target_modules = set(target_modules(modules))
     published.save_pretrained(str(folder))
+
+
+def dense_weight(layer: nn.Module) -> Any:
+    """Return a linear or embedding layer's weight (out, in), dequantized if necessary."""
+    if not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
+        return layer.weight
+    return mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+
+
+def quantized_layers(network: nn.Module) -> dict[str, Any]:
+    """Return the quantized layers by the names that they have without an adapter."""
+    return {
+        name.removesuffix(".linear"): layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+    }

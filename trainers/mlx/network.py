@@ -17,18 +17,21 @@ from transformers.pytorch_utils import Conv1D
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, Precision, TrainingConfig
-from trainers.mlx.adapters import add_adapter, linear_modules, load_adapter
+from trainers.mlx.adapters import add_adapter, linear_modules, load_adapter, quantized_layers
 from trainers.mlx.dropout import replace_dropout
 from trainers.mlx.model_config import complete_config
 from trainers.modeling.architecture import build_empty_model
 from trainers.modeling.load import ModelUnsupported, check_adapter_folder, load_config
 from trainers.modeling.model_source import open_base
+from trainers.modeling.safetensors_file import read_header
 from trainers.runtime.errors import join_names
 from trainers.runtime.events import EventWriter
 from trainers.training.policy import warn_of_kept_settings
 
 GROUP_SIZE = 64
 BITS = 4
+# Of config.json, where mlx-lm has quantized the weights.
+QUANTIZATION_KEYS = ("quantization", "quantization_config")
 # Names that an error lists.
 MAX_LISTED = 3
 TORCH_HINT = "Train it with the backend torch, on a GPU host."
@@ -58,6 +61,7 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
     base, tuning = get_base_model(config.base), config.tuning
     mx.random.seed(config.seed)
     network = load_network(base, pick_mlx_precision(config))
+    _check_base_format(network, config)
     if not isinstance(tuning, LoraTuning):
         if isinstance(config.base, AdaptedModel):
             load_adapter(network, check_adapter_folder(Path(config.base.adapter)))
@@ -67,6 +71,8 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
         return network, None
     if tuning.quantization is not None:
         quantize(network)
+    if tuning.publish_dequantized_base:
+        _check_file_names(network, base)
     if isinstance(config.base, AdaptedModel):
         adapter = load_adapter(network, check_adapter_folder(Path(config.base.adapter)))
         warn_of_kept_settings(tuning, adapter, events)
@@ -100,6 +106,29 @@ def load_network(base: str, precision: Precision) -> nn.Module:
     network.set_dtype(mx.bfloat16 if precision is Precision.bf16 else mx.float32)
     mx.eval(network.parameters())
     return network
+
+
+def _check_base_format(network: nn.Module, config: TrainingConfig) -> None:
+    """Raise ModelUnsupported for a base that mlx-lm has quantized, unless its dense form is published."""
+    publishes = isinstance(config.tuning, LoraTuning) and config.tuning.publish_dequantized_base
+    if quantized_layers(network) and not publishes:
+        raise ModelUnsupported(
+            f"{get_base_model(config.base)} is quantized in the format of mlx-lm, which no other engine "
+            "loads, so an adapter for it could not be served elsewhere.",
+            "Set tuning.quantization to 4bit and tuning.publish_dequantized_base, or name the original model "
+            "as `base` with tuning.quantization 4bit.",
+        )
+
+
+def _check_file_names(network: nn.Module, base: str) -> None:
+    """Raise ModelUnsupported unless the base's files name its quantized layers as the network does."""
+    names = {name for shard in Path(open_base(base)).glob("*.safetensors") for name in read_header(shard)[0]}
+    if unlike := sorted({f"{name}.weight" for name in quantized_layers(network)} - names):
+        raise ModelUnsupported(
+            f"The files of {base} do not contain {join_names(unlike, MAX_LISTED)}, so that its rounded form "
+            "cannot be published.",
+            "Remove tuning.publish_dequantized_base.",
+        )
 
 
 def quantize(network: nn.Module) -> None:

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.references import get_base_model
 from trainers.configs.training import TrainingConfig
-from trainers.mlx.adapters import save_adapter
+from trainers.mlx.adapters import dense_weight, quantized_layers, save_adapter
+from trainers.mlx.network import QUANTIZATION_KEYS
 from trainers.modeling.load import load_config, load_generation_config
 from trainers.modeling.model_source import open_base
 from trainers.runtime import run_dir as files
@@ -45,41 +46,29 @@ def write_dequantized_base(
     Its other weights are those of the original files.
     """
     original = Path(open_base(get_base_model(config.base)))
-    dense = {
-        f"{name.removesuffix('.linear')}.weight": dequantize(layer)
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.QuantizedLinear)
-    }
+    dense = {f"{name}.weight": dense_weight(layer) for name, layer in quantized_layers(network).items()}
+    dtype = next(iter(dense.values())).dtype
 
     def fill(folder: Path) -> None:
-        weights: dict[str, mx.array] = {}
-        for shard in sorted(original.glob("*.safetensors")):
-            found: Any = mx.load(str(shard))
-            weights |= found
-        assert dense.keys() <= weights.keys(), "find_targets has compared the names with transformers'"
-        dtype = next(iter(dense.values())).dtype
-        weights = {name: value.astype(dtype) for name, value in (weights | dense).items()}
-        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+        weights = {
+            name: weight
+            for shard in sorted(original.glob("*.safetensors"))
+            for name, weight in _load(shard).items()
+            # The base may be quantized in its files.
+            if f"{name.rpartition('.')[0]}.weight" not in dense or name.endswith(".bias")
+        }
+        values = {name: weight.astype(dtype) for name, weight in (weights | dense).items()}
+        mx.save_safetensors(str(folder / "model.safetensors"), values, metadata={"format": "pt"})
         model_config = load_config(str(original))
         model_config.dtype = str(dtype).removeprefix("mlx.core.")
+        for name in QUANTIZATION_KEYS:
+            vars(model_config).pop(name, None)
         model_config.save_pretrained(folder)
         if (generation := load_generation_config(str(original))) is not None:
             generation.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     files.publish_folder(target, fill)
-
-
-def dequantize(layer: nn.QuantizedLinear) -> mx.array:
-    """Return the values (out, in) of a layer's quantized weight."""
-    return mx.dequantize(
-        layer.weight,
-        layer.scales,
-        layer.get("biases"),
-        group_size=layer.group_size,
-        bits=layer.bits,
-        mode=layer.mode,
-    )
 
 
 def _write_weights(network: nn.Module, base: str, folder: Path) -> None:
@@ -90,3 +79,8 @@ def _write_weights(network: nn.Module, base: str, folder: Path) -> None:
     model_config.save_pretrained(folder)
     if (generation := load_generation_config(base)) is not None:
         generation.save_pretrained(folder)
+
+
+def _load(shard: Path) -> dict[str, mx.array]:
+    weights: Any = mx.load(str(shard))
+    return dict(weights)

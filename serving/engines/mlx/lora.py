@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from trainers.mlx.adapter_files import AdapterNotConvertible, scale_of, split_peft_key, unsupported_setting
+from trainers.mlx.adapters import dense_weight
 from trainers.modeling.model_files import ADAPTER_WEIGHTS
 
 
@@ -132,17 +133,3 @@ def make_update(linear: nn.Module, parts: dict[str, Any], scale: float) -> LoraU
         return LoraUpdate(a, b, scale)
     updated = dense_weight(linear).astype(mx.float32) + scale * (a @ b).T
     return LoraUpdate(a, b, scale, parts["m"] / mx.linalg.norm(updated, axis=1))
-
-
-def dense_weight(linear: nn.Module) -> Any:
-    """Return the layer's weight (out, in), dequantized if necessary."""
-    if not isinstance(linear, nn.QuantizedLinear):
-        return linear.weight
-    return mx.dequantize(
-        linear.weight,
-        linear.scales,
-        linear.get("biases"),
-        group_size=linear.group_size,
-        bits=linear.bits,
-        mode=linear.mode,
-    )

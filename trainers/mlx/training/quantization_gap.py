@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from trainers.configs.training import TrainingConfig
 from trainers.exporting.reference import PROMPTS
 from trainers.mlx.adapter_format import PEFT_PARTS
-from trainers.mlx.adapters import load_adapter, load_adapter_weights
-from trainers.mlx.network import BITS, GROUP_SIZE, load_network, pick_mlx_precision
+from trainers.mlx.adapters import load_adapter, load_adapter_weights, quantized_layers
+from trainers.mlx.network import load_network, pick_mlx_precision
 from trainers.mlx.quantized_base import QUANTIZED_BASE, Probe, QuantizedBase, measure_gap
 from trainers.runtime import run_dir as files
 
@@ -38,10 +38,11 @@ def record_quantized_base(
     published = load_network(base, precision)
     load_adapter(published, folder)
     published.eval()
+    layers = list(quantized_layers(network).values())
     record = QuantizedBase(
-        format="affine",
-        bits=BITS,
-        group_size=GROUP_SIZE,
+        format=layers[0].mode,
+        bits=max(layer.bits for layer in layers),
+        group_size=max(layer.group_size for layer in layers),
         precision=precision,
         sha256=_hash_base(network),
         gap=measure_gap(probes, [_score(published, row) for row in rows]),

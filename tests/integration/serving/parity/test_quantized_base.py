@@ -17,6 +17,7 @@ from serving.parity.reference import ReferenceModel
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.base import AdaptedModel
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
+from trainers.modeling.load import ModelUnsupported
 from trainers.modeling.model_source import open_adapter
 from trainers.runtime import run_dir as files
 
@@ -85,6 +86,24 @@ def test_the_base_that_is_published_with_the_adapter_is_the_one_that_was_trained
     assert report.quantization["found"]["max"] < 1e-4
     # On the original base, the same adapter is not what its record says.
     assert not compare(starter, dequantized / "model").passed
+
+
+def test_a_base_that_mlx_lm_has_quantized_is_published_in_a_form_that_every_engine_loads(
+    trained: tuple[Path, dict[str, Any]], starter: Path, tmp_path: Path
+) -> None:
+    convert = pytest.importorskip("mlx_lm").convert
+    convert(str(starter), str(tmp_path / "4bit"), quantize=True)
+    stage = files.read_json(trained[0] / "stage.json")
+    assert stage is not None
+    stage["base"] = str(tmp_path / "4bit")
+    with pytest.raises(ModelUnsupported, match="which no other engine loads"):
+        run_stage(stage, tmp_path / "refused")
+    stage["tuning"]["publish_dequantized_base"] = True
+    result = run_stage(stage, tmp_path / "run")
+    assert result is not None and result["quantized_base"]["bits"] == 4
+    report = compare(tmp_path / "run" / "dequantized_base", tmp_path / "run" / "model")
+    assert report.passed and report.quantization is not None
+    assert report.quantization["found"]["max"] < 1e-4
 
 
 def test_an_adapter_that_was_changed_since_is_not_the_one_that_was_trained(
