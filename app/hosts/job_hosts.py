@@ -70,7 +70,7 @@ def insert_job_host(session: Session, job_id: str, spec: HostSpec, offer: Offer)
     row = JobHost(
         job_id=job_id,
         cloud=spec.cloud,
-        type=spec.type,
+        type=offer.type,
         region=offer.region,
         spot=spec.spot,
         max_usd=spec.max_usd,

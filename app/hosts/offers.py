@@ -66,19 +66,21 @@ def require_offer(session: Session, alive: AliveWorkers, spec: HostSpec, prefix:
             hint="Repeat the request in a minute, or read the worker's `problems` in GET /api/v1/workers.",
         )
     offers = [Offer.model_validate(offer) for offer in state.offers]
-    of_type = [offer for offer in offers if offer.type == spec.type and offer.spot == spec.spot]
+    of_type = [offer for offer in offers if _is_of_type(offer, spec) and offer.spot == spec.spot]
     if not of_type:
         raise field_error(f"{prefix}type", _explain_unknown_type(spec, offers))
     in_region = [offer for offer in of_type if spec.region in (None, offer.region)]
     if not in_region:
         regions = ", ".join(sorted({offer.region for offer in of_type}))
-        message = f"{spec.cloud} offers {spec.type} in {regions}, not in {spec.region}."
+        message = f"{spec.cloud} offers {of_type[0].type} in {regions}, not in {spec.region}."
         raise field_error(f"{prefix}region", message)
-    chosen = min(in_region, key=lambda offer: (offer.has_capacity is False, offer.usd_per_hour))
+    chosen = min(
+        in_region, key=lambda offer: (offer.has_capacity is False, not offer.is_home, offer.usd_per_hour)
+    )
     if chosen.usd_per_hour > spec.max_usd:
         raise field_error(
             f"{prefix}max_usd",
-            f"One hour of {spec.type} costs {chosen.usd_per_hour:.2f} US dollars, and max_usd is "
+            f"One hour of {chosen.type} costs {chosen.usd_per_hour:.2f} US dollars, and max_usd is "
             f"{spec.max_usd:.2f}. Raise max_usd, or choose a cheaper type: GET /api/v1/hosts/offers.",
         )
     return chosen
@@ -100,6 +102,10 @@ def require_attended(session: Session, alive: AliveWorkers, cloud: CloudName) ->
         )
 
 
+def _is_of_type(offer: Offer, spec: HostSpec) -> bool:
+    return offer.is_default if spec.type is None else offer.type == spec.type
+
+
 def _explain_unknown_type(spec: HostSpec, offers: Sequence[Offer]) -> str:
     types = list(dict.fromkeys(offer.type for offer in offers if offer.spot == spec.spot))
     kind = "spot type" if spec.spot else "type"
@@ -107,4 +113,8 @@ def _explain_unknown_type(spec: HostSpec, offers: Sequence[Offer]) -> str:
         return f"{spec.cloud} offers no {kind} now."
     more = f" and {len(types) - MAX_NAMED_TYPES} more" if len(types) > MAX_NAMED_TYPES else ""
     names = ", ".join(types[:MAX_NAMED_TYPES])
+    if spec.type is None:
+        variable = f"{spec.cloud.upper()}_INSTANCE_TYPE"
+        offered = f"{spec.cloud} offers {names}{more}."
+        return f"Name a {kind}, or set {variable} for the worker with the keys. {offered}"
     return f"{spec.cloud} offers no {kind} {spec.type}. It offers {names}{more}: GET /api/v1/hosts/offers."

@@ -62,7 +62,7 @@ def create_host(settings: Settings, body: HostCreate, created_by: str, record: R
         idle_seconds = settings.host_idle_seconds if body.idle_seconds is None else body.idle_seconds
         host = Host(
             cloud=body.cloud,
-            type=body.type,
+            type=offer.type,
             region=offer.region,
             spot=body.spot,
             gpu_name=offer.gpu_name,

@@ -22,6 +22,7 @@ ERRORS = {
     Fault.invalid: ("global/invalid-parameters", 400),
     Fault.server_error: ("global/internal-error", 500),
 }
+ACTIONS = ("migrate", "rebuild", "restart", "cold_reboot", "terminate")
 TYPES = {
     "gpu_1x_a10": (129, "A10 (24 GB PCIe)", 1, 30, 226, ("us-east-1",)),
     "gpu_8x_h100_sxm5": (3192, "H100 (80 GB SXM5)", 8, 208, 1800, ()),
@@ -163,9 +164,7 @@ class LambdaStandIn(HttpStandIn):
             "region": {"name": body["region_name"], "description": "A region"},
             "instance_type": _describe_type(body["instance_type_name"])["instance_type"],
             "tags": body.get("tags") or [],
-            "actions": {
-                name: {"available": False} for name in ("migrate", "rebuild", "restart", "terminate")
-            },
+            "actions": {name: {"available": False} for name in ACTIONS},
         }
         return instance_id
 

@@ -62,6 +62,7 @@ class AwsOffers:
                     price,
                     spot=is_spot,
                     is_default=name == self._account.instance_type,
+                    is_home=True,
                 )
                 if offer is not None:
                     offers.append(offer)

@@ -84,6 +84,7 @@ class LambdaCloud:
                     price,
                     has_capacity=region in available,
                     is_default=name == self._account.instance_type,
+                    is_home=region == self._account.region,
                 )
                 for region in sorted(available | {self._account.region})
             ]

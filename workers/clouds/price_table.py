@@ -77,6 +77,7 @@ def make_offer(
     spot: bool = False,
     has_capacity: bool | None = None,
     is_default: bool = False,
+    is_home: bool = False,
 ) -> Offer | None:
     """Return the offer of a type in a region; None if neither the cloud nor the table has its price."""
     table = load_price_table(cloud)
@@ -92,6 +93,7 @@ def make_offer(
             type=specs.type,
             region=region,
             is_default=is_default,
+            is_home=is_home,
             spot=spot,
             gpu_name=specs.gpu_name,
             gpu_count=specs.gpu_count,

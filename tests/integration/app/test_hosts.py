@@ -81,6 +81,23 @@ def test_a_host_is_requested_where_the_cloud_has_capacity(admin: TestClient, clo
     assert admin.get(URL).json()["items"] == [admin.get(f"{URL}/{host['id']}").json()]
 
 
+def test_a_host_without_a_type_and_a_region_is_that_of_the_workers_variables(
+    admin: TestClient, cloud: CloudState
+) -> None:
+    body = {"cloud": "lambda", "max_usd": 50.0}
+    unnamed = admin.post(URL, json=body)
+    here, home = make_offer("gpu_8x_h100", "us-east-1"), make_offer("gpu_8x_h100", "us-west-1")
+    home = home.model_copy(update={"is_default": True, "is_home": True})
+    offers = [here.model_copy(update={"is_default": True}), home, make_offer("gpu_1x_a10", "us-west-1")]
+    with transaction() as session:
+        state = session.get_one(CloudState, CloudName.lambda_cloud)
+        state.offers = [offer.model_dump(mode="json") for offer in offers]
+    host = admin.post(URL, json=body).json()
+    assert unnamed.status_code == 422
+    assert "LAMBDA_INSTANCE_TYPE" in unnamed.json()["error"]["message"]
+    assert (host["type"], host["region"]) == ("gpu_8x_h100", "us-west-1")
+
+
 def test_a_repeated_request_launches_one_host(admin: TestClient, cloud: CloudState) -> None:
     headers = {"Idempotency-Key": "one"}
     ids = {admin.post(URL, json=BODY, headers=headers).json()["id"] for _ in range(2)}

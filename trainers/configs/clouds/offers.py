@@ -34,11 +34,15 @@ class HostSpec(Config):
     """A machine of a cloud that is launched for one job, and terminated when the job ends."""
 
     cloud: CloudName = Field(description="Cloud that rents the machine out.")
-    type: MachineType = Field(
-        description="Type of the machine in the names of the cloud: `g5.xlarge`, `gpu_1x_a10`."
+    type: MachineType | None = Field(
+        None,
+        description="Type of the machine in the names of the cloud: `g5.xlarge`, `gpu_1x_a10`. Null is the "
+        "one that `AWS_INSTANCE_TYPE` or `LAMBDA_INSTANCE_TYPE` names.",
     )
     region: RegionName | None = Field(
-        None, description="Region; null is the one of the worker that holds the keys of the cloud."
+        None,
+        description="Region; null is the one that `AWS_DEFAULT_REGION` or `LAMBDA_REGION` names, unless only "
+        "another one has capacity.",
     )
     spot: bool = Field(
         False,
@@ -58,6 +62,9 @@ class Offer(Config):
     region: RegionName = Field(description="Region of the cloud.")
     is_default: bool = Field(
         False, description="Whether `AWS_INSTANCE_TYPE` or `LAMBDA_INSTANCE_TYPE` names the type."
+    )
+    is_home: bool = Field(
+        False, description="Whether `AWS_DEFAULT_REGION` or `LAMBDA_REGION` names the region."
     )
     spot: bool = Field(False, description="Whether the cloud may take the machine back.")
     gpu_name: str | None = Field(None, max_length=64, description="Model of the GPUs: `H100`.")

@@ -141,6 +141,7 @@ def test_offers_have_lambdas_prices_and_say_where_capacity_is(lambda_cloud: Lamb
     assert set(offers) == {"gpu_1x_a10", "gpu_8x_h100_sxm5"}
     small, large = offers["gpu_1x_a10"], offers["gpu_8x_h100_sxm5"]
     assert (small.usd_per_hour, small.has_capacity, small.is_default) == (1.29, True, True)
+    assert (small.region, small.is_home) == ("us-east-1", True)
     assert (large.usd_per_hour, large.has_capacity, large.gpu_count) == (31.92, False, 8)
     assert {small.price_source, large.price_source} == {PriceSource.cloud}
 
