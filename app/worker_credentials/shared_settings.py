@@ -27,6 +27,10 @@ SHARED_SETTINGS = (
     "mlflow_experiment",
     "wandb_project",
     "wandb_mode",
+    "s3_endpoint_url",
+    "s3_addressing",
+    "s3_encryption",
+    "s3_kms_key_id",
 )
 
 

@@ -3,6 +3,7 @@
 Method: moto's server as a process, which is frozen and locked; what it received is counted from its log.
 """
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from app.http.health import ReadinessChecks
 from app.retention.open_uploads import abort_uploads
 from app.scheduling.startup import SettingUnusable, prepare_store
 from app.settings import Settings, get_settings
@@ -40,6 +42,7 @@ from tests.services import free_port
 # More than the killed upload can have sent: two, and one for each sender.
 N_PARTS = 8
 N_KILLED_AT = 2
+FOLDER_KEYS = (".manifest.json", "config.json", "empty", "parts/weights")
 KILLED_UPLOAD = """
 import os, signal, sys
 from pathlib import Path
@@ -104,6 +107,7 @@ def folder(tmp_path: Path) -> Path:
     (source / "parts").mkdir(parents=True)
     (source / "config.json").write_text("{}")
     (source / "parts" / "weights").write_bytes(bytes(range(256)) * 40)
+    (source / "empty").touch()
     return source
 
 
@@ -127,7 +131,7 @@ def test_a_published_folder_is_fetched_listed_and_deleted(
     assert sorted(entry.key for entry in store.list_folder("models")) == ["models/m"]
     assert store.exists("models/m") and not store.exists("models/other") and not store.exists("model")
     assert server.keys(f"{tmp_path.name}/models/") == [
-        f"{tmp_path.name}/models/m/{name}" for name in (".manifest.json", "config.json", "parts/weights")
+        f"{tmp_path.name}/models/m/{name}" for name in FOLDER_KEYS
     ]
     store.delete("models/m")
     assert server.keys(f"{tmp_path.name}/") == [] and store.list_folder("models") == []
@@ -316,6 +320,22 @@ def test_a_process_starts_with_a_bucket_and_ends_with_a_sentence_where_waiting_w
     settings_of_bucket(AWS_PROFILE="nobody")
     with pytest.raises(SettingUnusable, match="nobody"):
         prepare_store()
+
+
+def test_readiness_names_what_a_bucket_refuses(
+    server: S3Server, settings_of_bucket: Callable[..., None]
+) -> None:
+    def read_state() -> str:
+        return asyncio.run(ReadinessChecks().check()).store
+
+    settings_of_bucket()
+    assert read_state() == "ok"
+    settings_of_bucket("other-bucket")
+    assert read_state().startswith("BucketMissing: the bucket other-bucket does not exist")
+    with server.require_credentials():
+        settings_of_bucket()
+        state = read_state()
+    assert state.startswith("StoreCredentialsRefused: ") and "AWS_ACCESS_KEY_ID" in state
 
 
 def test_a_frozen_store_keeps_an_upload_waiting_and_loses_nothing(
