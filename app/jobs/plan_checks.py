@@ -30,7 +30,6 @@ from trainers.configs import (
     StageKind,
     StageOutput,
 )
-from trainers.configs.backends.choice import PortableTrainingConfig, find_backend_fault
 from trainers.configs.base import CheckpointModel, EndpointModel
 from trainers.configs.metrics.translation import Comet
 from trainers.configs.references import REGISTRY_PREFIX, find_served_models
@@ -127,13 +126,6 @@ def check_processes(
             f"{stage.devices} processes are more than the {most} CPUs of the largest live worker of queue "
             "cpu. Omit devices, or set the queue to cuda on a host with GPUs.",
         )
-
-
-def check_backend(stage: AnyStage, queue: Queue, path: str) -> Iterator[UnprocessableContent]:
-    """Yield an error for a training stage that cannot be trained on the queue with its backend."""
-    if isinstance(stage, TrainingConfig) and (fault := find_backend_fault(stage, queue)) is not None:
-        field = "backend" if isinstance(stage, PortableTrainingConfig) else "queue"
-        yield field_error(f"{path}.{field}", f"On queue {queue}, {fault}.")
 
 
 def check_names(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from sqlmodel import Session
 
@@ -181,5 +181,7 @@ def _list_hosts(alive_workers: Sequence[Worker], queue: Queue, stage: StageKind)
                 HostMemory(worker=worker.name, device="cuda", devices=len(gpus), memory_bytes=memory_bytes)
             )
         elif queue is not Queue.cuda:
-            hosts.append(HostMemory(worker=worker.name, memory_bytes=worker.hardware["memory_bytes"]))
+            memory_bytes = worker.hardware["memory_bytes"]
+            device: Literal["cpu", "mlx"] = "mlx" if queue is Queue.mlx else "cpu"
+            hosts.append(HostMemory(worker=worker.name, device=device, memory_bytes=memory_bytes))
     return hosts

@@ -9,13 +9,13 @@ from sqlmodel import Session, col
 from app.graders.service import check_python_graders
 from app.hosts.job_hosts import can_use_host
 from app.http.errors import UnprocessableContent, field_error
+from app.jobs.graph.backends import check_backend
 from app.jobs.graph.gates import check_gate
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
 from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
-    check_backend,
     check_batch,
     check_embedding,
     check_evaluations,
@@ -79,7 +79,7 @@ def resolve_stages(
         errors += check_served_models(session, stage, path, settings)
         errors += check_python_graders(stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
-        errors += check_backend(stage, choice.queue, path)
+        errors += check_backend(stage, choice.queue, alive.read(session), path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)
         errors += check_embedding(session, stage, path, earlier)

@@ -42,7 +42,7 @@ def list_time_warnings(stage: ResolvedStage, workers: Sequence[Worker]) -> list[
     config, rows = stage.config, stage.training_rows
     if stage.queue is not Queue.cpu or not isinstance(config, TrainingConfig) or rows is None:
         return []
-    parameters = _count_parameters(config.base)
+    parameters = count_base_parameters(config.base)
     if parameters is None:
         return []
     datasets = [dataset for dataset, _ in stage.mixture] or [stage.datasets["dataset"]]
@@ -62,7 +62,8 @@ def list_time_warnings(stage: ResolvedStage, workers: Sequence[Worker]) -> list[
     ]
 
 
-def _count_parameters(base: Any) -> float | None:
+def count_base_parameters(base: Any) -> float | None:
+    """Return the parameters of a base by its config.json or its name; None if neither is known."""
     if not isinstance(base, str):
         return None
     folder = find_folder(base)

@@ -62,13 +62,10 @@ def _recomputing(call: Any) -> Any:
     def checkpointed(layer: nn.Module, *arguments: Any, **options: Any) -> Any:
         dropouts = [module for module in layer.modules() if isinstance(module, KeyedDropout)]
         is_random = bool(layer.training) and any(dropout.probability for dropout in dropouts)
-        # A key is two integers of 32 bits. It is captured, not passed: it has no gradient.
+        # A key is two integers of 32 bits. It is captured, not passed: it has no gradient. Slices of one
+        # array would be computed in the recomputed function, where a compiled step does not find them.
         random: Any = mx.random
-        keys = (
-            random.randint(0, 1 << 31, (len(dropouts), 2)).astype(mx.uint32)
-            if is_random
-            else [None] * len(dropouts)
-        )
+        keys = [random.randint(0, 1 << 31, (2,)).astype(mx.uint32) if is_random else None for _ in dropouts]
 
         def forward(parameters: Any, *arguments: Any, **options: Any) -> Any:
             layer.update(parameters)

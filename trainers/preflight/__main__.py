@@ -23,7 +23,7 @@ from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.duplicates import check_near_duplicates
 from trainers.preflight.feedback.reward_findings import check_rewards
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
-from trainers.preflight.memory_estimate import estimate_memory
+from trainers.preflight.memory.estimate import estimate_memory
 from trainers.preflight.probe import run_probe
 from trainers.preflight.row_findings import check_file
 from trainers.preflight.start.later_stages import find_faults, render_rows

@@ -18,7 +18,7 @@ from trainers.preflight.compute_estimate import (
     estimate_flops,
 )
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
-from trainers.preflight.memory_estimate import model_shape
+from trainers.preflight.memory.estimate import model_shape
 from trainers.rendering.named_templates import TEMPLATES
 
 # The width of the models on which the default learning rates were tuned.

@@ -12,7 +12,7 @@ from trainers.configs.training import Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.architecture import pick_attention
 from trainers.modeling.load import count_parameters, load_config, pick_device, pick_precision
-from trainers.preflight.memory_estimate import estimate_memory, local_host, needs_checkpointing
+from trainers.preflight.memory.estimate import estimate_memory, local_host, needs_checkpointing
 from trainers.runtime import run_dir as files
 from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid
@@ -140,4 +140,4 @@ def _uses_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
     # Recomputing activations costs about a third more time, so only where memory requires it.
     if config.activation_checkpointing is not None:
         return config.activation_checkpointing
-    return needs_checkpointing(config, local_host(), longest_tokens)
+    return needs_checkpointing(config, local_host(config), longest_tokens)

@@ -21,7 +21,7 @@ from tests.benchmarks.report import print_table
 from tests.e2e.platform import ROOT
 from trainers.configs import parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
-from trainers.preflight.memory_estimate import estimate_memory
+from trainers.preflight.memory.estimate import estimate_memory
 
 MIB = 1 << 20
 # Hidden size, layers, minimum vocabulary: 3, 13, 57 and 9 million parameters.

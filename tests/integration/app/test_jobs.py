@@ -326,7 +326,7 @@ def test_a_dry_run_warns_of_training_that_takes_hours_on_a_cpu(
     large = small | {"base": "Qwen/Qwen2.5-0.5B-Instruct", "name": "large"}
     stages = client.post("/api/v1/jobs/dry-run", json=spec(small, large)).json()["stages"]
     assert [stage["queue"] for stage in stages] == ["cpu", "cpu"]
-    assert stages[1]["queue_reason"].endswith("has a GPU. This host has a GPU without a driver.")
+    assert stages[1]["queue_reason"].endswith("or an Apple chip. This host has a GPU without a driver.")
     assert stages[0]["warnings"] == []
     assert stages[1]["warnings"][0].startswith(
         "On the CPU this stage takes about 10 hours: about 0.5 billion"

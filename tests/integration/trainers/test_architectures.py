@@ -20,7 +20,7 @@ from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import Attention, TrainingConfig
 from trainers.modeling.architecture import AttentionUnsupported, explain_hf_refusal, pick_attention
 from trainers.modeling.load import ModelUnsupported, TokenizerIncomplete, load_tokenizer
-from trainers.preflight.memory_estimate import estimate_memory, needs_checkpointing
+from trainers.preflight.memory.estimate import estimate_memory, needs_checkpointing
 from trainers.training.model_proof import TargetModulesMissing, TuningUnsupported, prove_model
 from trainers.training.packing_proof import PackingUnproven
 

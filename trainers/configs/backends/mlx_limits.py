@@ -22,8 +22,9 @@ def _list_setting_obstacles(config: TrainingConfig) -> list[str]:
         obstacles.append(f"devices is {config.devices}, and a Mac has one; several need queue cuda")
     if config.parallelism is not Parallelism.auto:
         obstacles.append(f"parallelism {config.parallelism} needs several GPUs; omit it, or use queue cuda")
-    if config.attention is not Attention.auto:
-        obstacles.append(f"attention {config.attention} is a choice of torch; MLX has one kernel, so omit it")
+    # MLX computes attention as `eager` does, softcapping included.
+    if config.attention not in (Attention.auto, Attention.eager):
+        obstacles.append(f"attention {config.attention} is an implementation of torch; omit it")
     if getattr(config, "packing", False):
         obstacles.append(
             "packing needs attention that separates the rows of a sequence, which MLX lacks; omit it, or use "

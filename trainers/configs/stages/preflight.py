@@ -23,9 +23,11 @@ class HostMemory(Config):
     """Memory that a worker offers to one run."""
 
     worker: NonEmpty = Field(description="Name of the worker.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Kind of device.")
+    device: Literal["cpu", "mlx", "cuda"] = Field("cpu", description="Kind of device.")
     devices: int = Field(1, ge=1, le=1024, description="Number of GPUs; 1 for a host without a GPU.")
-    memory_bytes: int = Field(ge=1, description="Memory of one device, or of the host for `cpu`, in bytes.")
+    memory_bytes: int = Field(
+        ge=1, description="Memory of one device, or of the host for `cpu` and `mlx`, in bytes."
+    )
 
 
 class PreflightConfig(StageConfig):

@@ -6,7 +6,7 @@ from trainers.configs.backends.choice import Backend, PortableTrainingConfig, fi
 from trainers.mlx.network import count_network_parameters, load_trained_network, pick_mlx_precision, uses_gpu
 from trainers.mlx.training.environment import expected_guarantee
 from trainers.mlx.training.stage import recomputes_activations
-from trainers.preflight.memory_estimate import estimate_memory
+from trainers.preflight.memory.estimate import estimate_memory
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.training.arguments import check_plan

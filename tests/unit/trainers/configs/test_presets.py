@@ -28,7 +28,8 @@ def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: 
 
 
 def test_every_documented_preset_exists() -> None:
-    assert {*HARDWARE} == {"cpu-tiny", "mac", "gpu-24gb", "gpu-80gb", "gpus-8x80gb"}
+    macs = {"mac-16gb", "mac-24gb", "mac-64gb", "mac-128gb"}
+    assert {*HARDWARE} == macs | {"cpu-tiny", "gpu-24gb", "gpu-80gb", "gpus-8x80gb"}
     assert {*FAMILIES} == {"qwen", "llama", "mistral", "phi", "gemma"}
 
 

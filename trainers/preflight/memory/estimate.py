@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from trainers.configs.base import Queue
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.preflight import HostMemory
@@ -22,13 +23,14 @@ from trainers.configs.training import (
 )
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
-from trainers.preflight.memory_model import (
+from trainers.preflight.memory.model import (
     PROGRAM_BYTES,
     USABLE_SHARE,
     MemorySettings,
     ModelShape,
     count_memory_parts,
 )
+from trainers.preflight.memory.unified import count_unified_parts, unified_share
 
 # Configs name the width of the MLP differently.
 INTERMEDIATE_SIZES: Final = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
@@ -45,7 +47,7 @@ def estimate_memory(
     shape = _stage_shape(config)
     if shape is None:
         return None
-    hosts = hosts or [local_host()]
+    hosts = hosts or [local_host(config)]
     return {
         "parameters": shape.parameters,
         "adapter_parameters": shape.adapter_parameters,
@@ -79,6 +81,7 @@ def model_shape(base: ModelReference, tuning: LoraTuning | FullTuning) -> ModelS
         hidden=text.hidden_size,
         # GPT-2's default, where the config leaves it open.
         intermediate=intermediate or 4 * text.hidden_size,
+        heads=heads,
         query=head_width * heads,
         key_value=head_width * key_heads,
         vocabulary=text.vocab_size,
@@ -111,14 +114,21 @@ def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]
     return int(matrices + magnitudes)
 
 
-def local_host() -> HostMemory:
-    """Return the memory of this host, or of its GPUs."""
-    if torch.cuda.is_available():
+def local_host(config: TrainingConfig) -> HostMemory:
+    """Return the memory of this host, or of its GPUs, that a stage can use."""
+    if not config.uses_mlx and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()
         return HostMemory(worker="this host", device="cuda", devices=count, memory_bytes=memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return HostMemory(worker="this host", memory_bytes=memory)
+    device = "mlx" if config.queue is Queue.mlx else "cpu"
+    return HostMemory(worker="this host", device=device, memory_bytes=memory)
+
+
+def usable_bytes(host: HostMemory) -> int:
+    """Return how much of a device's memory a stage can use."""
+    share = unified_share(host.memory_bytes) if host.device == "mlx" else USABLE_SHARE
+    return int(share * host.memory_bytes)
 
 
 def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> bool:
@@ -127,7 +137,7 @@ def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens
     if shape is None:
         return False
     requested = _requested_settings(config, host).replace(checkpointing=False)
-    return _total_bytes(config, shape, requested, host, longest_tokens) > USABLE_SHARE * host.memory_bytes
+    return _total_bytes(config, shape, requested, host, longest_tokens) > usable_bytes(host)
 
 
 def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySettings:
@@ -145,7 +155,7 @@ def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySetti
 def _estimate_for_host(
     config: TrainingConfig, shape: ModelShape, host: HostMemory, tokens: int
 ) -> dict[str, Any]:
-    usable = int(USABLE_SHARE * host.memory_bytes)
+    usable = usable_bytes(host)
     requested = _requested_settings(config, host)
     parts = _parts_in_bytes(config, shape, requested, host, tokens)
     plans = (
@@ -167,7 +177,8 @@ def _estimate_for_host(
             _total_bytes(config, shape, plan, host, tokens)
             for plan in _candidate_plans(config, requested, host)
         )
-        advice = "Use a smaller model or max_length, LoRA instead of full tuning, or more devices."
+        more = "a host with a GPU" if config.uses_mlx else "more devices"
+        advice = f"Use a smaller model or max_length, LoRA instead of full tuning, or {more}."
         return estimate | {"plan": None, "missing_bytes": least - usable, "advice": advice}
     return estimate | {"plan": _plan_to_fields(config, plan), "planned_bytes": needed}
 
@@ -202,12 +213,15 @@ def _candidate_plans(
 def _parts_in_bytes(
     config: TrainingConfig, shape: ModelShape, settings: MemorySettings, host: HostMemory, tokens: int
 ) -> dict[str, int]:
-    is_bf16 = config.precision is Precision.bf16 or (
-        config.precision is Precision.auto and host.device == "cuda"
-    )
+    # With MLX, weights that are trained are computed in fp32.
+    has_bf16 = host.device == "cuda" or (host.device == "mlx" and isinstance(config.tuning, LoraTuning))
+    is_bf16 = config.precision is Precision.bf16 or (config.precision is Precision.auto and has_bf16)
+    program = {"program": PROGRAM_BYTES[host.device]}
+    if config.uses_mlx:
+        return count_unified_parts(config, shape, settings, tokens, is_bf16=is_bf16) | program
     eager = config.attention is Attention.eager or not shape.has_fused_attention
     parts = count_memory_parts(config, shape, settings, tokens, is_bf16=is_bf16, eager=eager)
-    return parts | {"program": PROGRAM_BYTES[host.device]}
+    return parts | program
 
 
 def _total_bytes(

@@ -30,7 +30,7 @@ TILE_BYTES: Final = {True: BF16_BYTES, False: 8 * FP32_BYTES}
 # The share of a device's memory that is usable; fragmentation, kernels and libraries need the rest.
 USABLE_SHARE: Final = 0.9
 # The memory of a program before it loads a model.
-PROGRAM_BYTES: Final = {"cpu": 600 << 20, "cuda": 1 << 30}
+PROGRAM_BYTES: Final = {"cpu": 600 << 20, "mlx": 1 << 30, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ModelShape:
     layers: int
     hidden: int
     intermediate: int
+    heads: int
     query: int
     key_value: int
     vocabulary: int
@@ -145,7 +146,7 @@ def _activation_bytes(
     attention = (3 * shape.query + 3 * shape.key_value + shape.hidden) * width
     layer = count * (norms + attention + 4 * shape.intermediate * width)
     if isinstance(config.tuning, LoraTuning):
-        layer += count * _adapter_activation_bytes(config.tuning, shape, width)
+        layer += count * adapter_activation_bytes(config.tuning, shape, width)
     if eager:
         layer += sequences * tokens * tokens * (shape.query // max(1, shape.key_value)) * width * 2
     inputs = count * shape.hidden * width
@@ -154,7 +155,7 @@ def _activation_bytes(
     return shape.layers * (layer + 2 * inputs)
 
 
-def _adapter_activation_bytes(tuning: LoraTuning, shape: ModelShape, width: int) -> int:
+def adapter_activation_bytes(tuning: LoraTuning, shape: ModelShape, width: int) -> int:
     """Return bytes per token and layer: the adapter's outputs, and the rank-sized outputs of A."""
     outputs = 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate + shape.hidden
     linears = 7  # Four of attention, three of the MLP.

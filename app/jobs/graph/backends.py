@@ -1,0 +1,51 @@
+"""Checks of the library that would train a stage, and of the memory of the Macs that are alive."""
+
+from collections.abc import Iterator, Sequence
+
+from app.http.errors import UnprocessableContent, field_error
+from app.jobs.training_time import count_base_parameters
+from app.tables import Worker
+from app.workers.service import filter_capable_workers
+from trainers.configs import Queue, StageKind, TrainingConfig
+from trainers.configs.backends.choice import PortableTrainingConfig, find_backend_fault
+from trainers.configs.stage_config import AnyStage
+from trainers.preflight.memory.unified import least_unified_bytes, unified_share
+
+GIB = 1 << 30
+
+
+def check_backend(
+    stage: AnyStage, queue: Queue, workers: Sequence[Worker], path: str
+) -> Iterator[UnprocessableContent]:
+    """Yield an error for a training stage that cannot be trained on the queue with its backend."""
+    if not isinstance(stage, TrainingConfig):
+        return
+    if (fault := find_backend_fault(stage, queue)) is not None:
+        field = "backend" if isinstance(stage, PortableTrainingConfig) else "queue"
+        yield field_error(f"{path}.{field}", f"On queue {queue}, {fault}.")
+    elif queue is Queue.mlx:
+        yield from _check_unified_memory(stage, workers, path)
+
+
+def _check_unified_memory(
+    stage: TrainingConfig, workers: Sequence[Worker], path: str
+) -> Iterator[UnprocessableContent]:
+    """Yield an error if the weights alone exceed what the GPU of any live Mac may use.
+
+    What activations need beyond that follows from the rows, which preflight reads.
+    """
+    parameters = count_base_parameters(stage.base)
+    capable = filter_capable_workers(workers, Queue.mlx, StageKind(stage.stage))
+    sizes = [worker.hardware.get("memory_bytes") or 0 for worker in capable]
+    most = max((int(unified_share(size) * size) for size in sizes), default=0)
+    if parameters is None or not most:
+        return
+    needed = least_unified_bytes(stage.tuning, parameters)
+    if needed > most:
+        yield field_error(
+            f"{path}.tuning",
+            f"Tuning with method {stage.tuning.method} of about {parameters / 1e9:.2g} billion parameters "
+            f"needs at least {needed / GIB:.0f} GiB with MLX; the GPU of the largest live Mac may use "
+            f"{most / GIB:.0f} GiB. Train an adapter with quantization 4bit, choose a smaller model, or set "
+            "the queue to cuda.",
+        )

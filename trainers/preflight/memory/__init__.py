@@ -1,0 +1,1 @@
+"""The memory that a training stage needs, compared with that of hosts."""
