@@ -5,6 +5,7 @@ continues after a crash of either side, from another process, and under another 
 what nobody continues or publishes.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from app.artifacts.schemas import UploadProgress
 from app.http.errors import Conflict, PayloadTooLarge, ServiceUnavailable, UnprocessableContent, field_error
@@ -99,14 +101,16 @@ async def append(
                 hint=f"GET /api/v1/artifacts/uploads/{sha256} returns where to continue.",
             )
         allowed = min(size_bytes - received, MAX_CHUNK_BYTES)
-        async for chunk in chunks:
-            allowed -= len(chunk)
-            if allowed < 0:
-                raise PayloadTooLarge(
-                    f"The body has more bytes than are missing, or more than {MAX_CHUNK_BYTES}.",
-                    hint="Send at most `max_chunk_bytes` in a request.",
-                )
-            await run_in_threadpool(file.write, chunk)
+        # The bytes before a disconnection count; nobody receives this response.
+        with contextlib.suppress(ClientDisconnect):
+            async for chunk in chunks:
+                allowed -= len(chunk)
+                if allowed < 0:
+                    raise PayloadTooLarge(
+                        f"The body has more bytes than are missing, or more than {MAX_CHUNK_BYTES}.",
+                        hint="Send at most `max_chunk_bytes` in a request.",
+                    )
+                await run_in_threadpool(file.write, chunk)
         await run_in_threadpool(file.flush)
         if os.fstat(file.fileno()).st_size == size_bytes:
             await run_in_threadpool(_verify, file, partial, verified, sha256)

@@ -4,12 +4,14 @@ Method: a worker's store over the transport of the application, which breaks con
 counts requests.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from app.artifacts import staging
@@ -136,6 +138,16 @@ def test_an_upload_continues_where_it_was_cut_off_also_under_another_key(
     store.publish_file(large_file, "datasets/second")
     assert transport.count("PATCH") == 1
     get_store().verify_file("datasets/second", sha256_of(large_file))
+
+
+def test_what_arrived_before_a_disconnection_is_kept(settings: Settings) -> None:
+    async def disconnect() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ClientDisconnect
+
+    sha256 = hashlib.sha256(b"half and half").hexdigest()
+    progress = asyncio.run(staging.append(settings, sha256, 0, 13, disconnect()))
+    assert (progress.received_bytes, progress.is_complete) == (4, False)
 
 
 def test_a_lost_response_costs_one_question_and_no_byte_twice(
