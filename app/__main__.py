@@ -6,6 +6,7 @@ python -m app migrate
 python -m app verify
 python -m app gc --dry-run
 python -m app backup /backups
+python -m app move --to postgresql://…
 python -m app rescue --list
 """
 
@@ -19,7 +20,7 @@ import typer
 from pydantic import ValidationError
 
 from app import logs
-from app.backup.command import run_backup, run_restore
+from app.backup.command import run_backup, run_move, run_restore
 from app.evals.imports.command import run_import
 from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.processes.server import serve
@@ -157,6 +158,23 @@ def restore_command(
     """Restore a backup into a new database and an empty artifact store."""
     with exit_on_errors(), explain_database_settings():
         run_restore(directory, snapshot)
+
+
+@cli.command("move")
+def move_command(
+    to: Annotated[
+        str,
+        typer.Option(help="URL of an empty database, postgresql://user:password@host/name."),
+    ],
+    artifacts: Annotated[
+        str, typer.Option(help="URL of an empty artifact store, such as s3://bucket/prefix. [default: stays]")
+    ] = "",
+) -> None:
+    """Move the embedded database into PostgreSQL, all or nothing; the service must be stopped."""
+    open_database()
+    with exit_on_errors():
+        open_store()
+        run_move(get_settings(), to, artifacts)
 
 
 @cli.command("import-evals")

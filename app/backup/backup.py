@@ -81,6 +81,16 @@ def create_backup(
     return snapshot
 
 
+def list_named_artifacts(connection: Connection, store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
+    """Yield the key and the published hash of each file that the rows name, unless it was deleted since."""
+    reflected = {table.name: table for table in tables.reflect_tables(connection)}
+    for artifact in _list_named(connection, reflected):
+        try:
+            yield from list(_list_files(store, artifact))
+        except FileNotFoundError:
+            continue
+
+
 def _export_database(engine: Engine, folder: Path) -> tuple[Snapshot, list[_NamedArtifact]]:
     """Write all tables as they were at one moment; return the summary and the artifacts that they name."""
     options: dict[str, object] = {"read_only": True}

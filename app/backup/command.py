@@ -4,12 +4,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.exc import DataError
+
 from app.backup.backup import create_backup
 from app.backup.layout import BackupFailed
+from app.backup.move import move_installation
 from app.backup.restore import restore_backup
 from app.retention.collector import CollectionInterrupted, hold_storage_lease
-from app.storage.artifacts import get_store
-from app.storage.database import get_engine
+from app.scheduling.incidents import describe_error
+from app.settings import Settings
+from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.database import DATABASE_UNAVAILABLE, get_engine
+from app.storage.opening import open_artifact_store
 
 MEBIBYTE = 1 << 20
 
@@ -51,6 +57,27 @@ def run_restore(directory: Path, name: str | None) -> None:
         f"{restored.n_requeued} {'run' if restored.n_requeued == 1 else 'runs'} in progress will continue "
         "from the last checkpoint."
     )
+
+
+def run_move(settings: Settings, url: str, artifacts_url: str) -> None:
+    """Move the embedded data and print what was moved, and what to set; exit with 1 if nothing was moved."""
+    try:
+        new_store = _open_store(settings, artifacts_url) if artifacts_url else None
+        moved = move_installation(get_engine(), get_store(), url, new_store, _make_printer())
+    except BackupFailed as error:
+        sys.exit(f"\n{error}")
+    except (OSError, ImportError, ValueError, *DATABASE_UNAVAILABLE, DataError) as error:
+        sys.exit(f"\nNothing was moved: {describe_error(error)}.")
+    files = f" and {moved.n_files} files" if artifacts_url else ""
+    print(
+        f"Moved {moved.n_rows} rows of {moved.n_tables} tables{files}; counts and hashes agree. Set "
+        f"TUNESMITH_DATABASE_URL{' and TUNESMITH_ARTIFACTS_URL' if artifacts_url else ''} to the new "
+        "addresses before you start the service again; the old database stays as it is."
+    )
+
+
+def _open_store(settings: Settings, url: str) -> ArtifactStore:
+    return open_artifact_store(settings.model_copy(update={"artifacts_url": url}))
 
 
 def _make_printer() -> Callable[[str], None]:

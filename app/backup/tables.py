@@ -52,7 +52,7 @@ def count_rows(connection: Connection, table: Table) -> int:
 
 def export_table(connection: Connection, table: Table, path: Path) -> StoredTable:
     """Write the rows of a table, in the order of its primary key."""
-    rows, sha256 = write_lines(path, _read_rows(connection, table))
+    rows, sha256 = write_lines(path, iterate_rows(connection, table))
     return StoredTable(rows=rows, sha256=sha256)
 
 
@@ -77,6 +77,14 @@ def import_table(connection: Connection, table: Table, path: Path) -> None:
         connection.execute(referring, references)
 
 
+def iterate_rows(connection: Connection, table: Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows in the order of the primary key; times are text in UTC, and JSON is text."""
+    columns = [cast(c, Text).label(c.name) if isinstance(c.type, JSON) else c for c in table.columns]
+    statement = select(*columns).order_by(*table.primary_key.columns)
+    for row in connection.execute(statement.execution_options(yield_per=ROWS_PER_READ)).mappings():
+        yield {name: _format(value) for name, value in row.items()}
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file."""
     with path.open("rb") as lines:
@@ -87,13 +95,6 @@ def _read_batches(path: Path) -> Iterator[list[dict[str, Any]]]:
     with path.open("rb") as lines:
         while batch := [json.loads(line) for line in islice(lines, ROWS_PER_READ)]:
             yield batch
-
-
-def _read_rows(connection: Connection, table: Table) -> Iterator[dict[str, Any]]:
-    columns = [cast(c, Text).label(c.name) if isinstance(c.type, JSON) else c for c in table.columns]
-    statement = select(*columns).order_by(*table.primary_key.columns)
-    for row in connection.execute(statement.execution_options(yield_per=ROWS_PER_READ)).mappings():
-        yield {name: _format(value) for name, value in row.items()}
 
 
 def _format(value: Any) -> Any:
