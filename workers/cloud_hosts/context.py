@@ -53,6 +53,8 @@ class HostWork:
     """Its workers that are alive."""
     last_seen_at: datetime | None = None
     """When any worker of it was last seen."""
+    has_left: bool = True
+    """Whether its last worker has written that it stopped, or there was none."""
     is_busy: bool = False
     """Whether one of its workers holds a run or a deployment."""
     has_work: bool = True
@@ -97,6 +99,7 @@ def load_facts(session: Session, sweep: Sweep, hosts: Sequence[Host]) -> dict[st
     for worker in session.scalars(workers) if facts else ():
         assert worker.host_id is not None, "selected by it"
         found = facts[worker.host_id]
+        found.has_left = worker.stopped_at is not None
         if worker.last_seen_at is not None:
             found.last_seen_at = max(worker.last_seen_at, found.last_seen_at or worker.last_seen_at)
             if worker.stopped_at is None and worker.last_seen_at > oldest:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def begin_stop(sweep: Sweep, host: Host, facts: HostWork, stop: Stop) -> Host | None:
     """Record that a host ends; its worker saves its runs first if it has time for that."""
     clock = sweep.context.clock
-    saves = host.status is HostStatus.ready and facts.workers and stop.reason not in ABRUPT
+    saves = host.status is HostStatus.ready and not facts.has_left and stop.reason not in ABRUPT
     to = HostStatus.stopping if saves else HostStatus.terminating
     values = {"stop_at": clock(0), "stop_reason": stop.reason}
     if stop.error is not None:
@@ -36,7 +36,7 @@ def begin_stop(sweep: Sweep, host: Host, facts: HostWork, stop: Stop) -> Host | 
 
 def end_stop(sweep: Sweep, host: Host, facts: HostWork) -> Host | None:
     """Move a host whose worker has left, or has had its time, to `terminating`."""
-    if facts.workers and not sweep.has_passed(host.stop_at, sweep.context.settings.host_stop_seconds):
+    if not facts.has_left and not sweep.has_passed(host.stop_at, sweep.context.settings.host_stop_seconds):
         return None
     guards = [lifecycle.is_kept_by(sweep.lease, sweep.context.clock)]
     with transaction() as session:

@@ -380,7 +380,7 @@ class Simulation:
         with read_session() as session:
             statuses = session.exec(select(col(Host.status))).all()
             runs: Sequence[Run] = session.exec(select(Run).where(Run.own_host)).all()
-        return all(each.finished for each in [*statuses, *(run.status for run in runs)])
+        return all(status.finished for status in statuses) and all(run.status.finished for run in runs)
 
     def _report(self) -> Report:
         with read_session() as session:
