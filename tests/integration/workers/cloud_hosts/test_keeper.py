@@ -1,6 +1,7 @@
 """The keeper with the client of a real cloud, against a stand-in for its API, one sweep after the other.
 
-Goal: what a host goes through in order, and who is told what when something fails. The clock is simulated.
+Goal: the states of a host in their order, and what is reported when something fails. Method: the clock is
+simulated, and workers are rows.
 """
 
 from collections.abc import Callable, Sequence
