@@ -68,6 +68,7 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
             _fuse_adapter(network)
         check_weight_names(network, base)
         network.unfreeze()
+        mx.eval(network.parameters())
         return network, None
     if tuning.quantization is not None:
         quantize(network)
@@ -98,13 +99,13 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
 def load_network(base: str, precision: Precision) -> nn.Module:
     """Load a base, with the config values as transformers reads them; raises the errors of `open_base`.
 
-    Its weights are computed in `precision`, whatever the format of the files.
+    Its weights are computed in `precision`, whatever the format of the files. They are read when they are
+    used: a base that is quantized before needs no memory for its original weights.
     """
     folder = Path(open_base(base))
     values = complete_config(base, load_file_config(folder), load_config(base))
     network, _ = load_model(folder, lazy=True, model_config=values)
     network.set_dtype(mx.bfloat16 if precision is Precision.bf16 else mx.float32)
-    mx.eval(network.parameters())
     return network
 
 
@@ -142,6 +143,10 @@ def quantize(network: nn.Module) -> None:
         return name in targets and module.weight.shape[-1] % GROUP_SIZE == 0
 
     nn.quantize(network, GROUP_SIZE, BITS, class_predicate=is_quantized)
+    # Block by block, so that the original weights of one exist at a time.
+    for block in network.layers:
+        mx.eval(block.parameters())
+        mx.clear_cache()
     mx.eval(network.parameters())
 
 

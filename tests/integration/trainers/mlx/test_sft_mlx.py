@@ -24,6 +24,7 @@ from trainers.modeling.load import load_tokenizer
 from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
 from trainers.runtime import run_dir as files
+from trainers.runtime.events import EventWriter
 
 sft_mlx = pytest.importorskip("trainers.mlx.sft")
 batches = pytest.importorskip("trainers.mlx.training.batches")
@@ -179,3 +180,25 @@ def test_training_stops_early_and_publishes_the_best_model(stage: dict[str, Any]
     assert result["metrics"]["steps"] == 4
     assert result["metrics"]["best_step"] in (2, 4)
     assert files.checkpoints(tmp_path / "run")[-1].step == 4
+
+
+def test_a_base_is_quantized_without_memory_for_all_of_its_original_weights(tmp_path: Path) -> None:
+    import mlx.core as mx
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from trainers.mlx.network import load_trained_network
+
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "vocab_size": 100}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    model.save_pretrained(tmp_path)
+    dense_bytes = 4 * model.num_parameters()
+    tuning = {"quantization": "4bit", "rank": 4}
+    config = parse_stage(
+        STAGE | {"base": str(tmp_path), "dataset": "rows", "backend": "mlx", "tuning": tuning}
+    )
+    assert isinstance(config, SftConfig)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    load_trained_network(config, EventWriter(None))
+    assert mx.get_peak_memory() - before < 0.5 * dense_bytes
