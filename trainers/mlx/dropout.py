@@ -31,10 +31,10 @@ class KeyedDropout(nn.Module):  # type: ignore[misc]
         return mx.random.bernoulli(kept, x.shape, key=self._key) * x / kept
 
 
-def replace_dropout(network: nn.Module) -> None:
-    """Replace the dropout of each adapted layer, with the same probability."""
+def replace_dropout(network: nn.Module, *, is_disabled: bool = False) -> None:
+    """Replace the dropout of each adapted layer, with the same probability or with none."""
     layers = [
-        (name, KeyedDropout(1 - module._p_1))
+        (name, KeyedDropout(0.0 if is_disabled else 1 - module._p_1))
         for name, module in network.named_modules()
         if isinstance(module, nn.Dropout)
     ]

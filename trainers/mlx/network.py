@@ -89,7 +89,8 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
             task_type="CAUSAL_LM",
         )
         add_adapter(network, adapter, layers)
-    replace_dropout(network)
+    # An adapter that is trained further may have dropout, which a comparison with a reference excludes.
+    replace_dropout(network, is_disabled=config.disables_dropout)
     # The factors are trained in fp32, whatever the format of the base.
     network.update(_cast(network.trainable_parameters(), mx.float32))
     mx.eval(network.parameters())

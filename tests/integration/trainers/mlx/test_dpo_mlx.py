@@ -3,6 +3,8 @@
 Everything runs on MLX's CPU device, in fp32.
 """
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,17 @@ def test_each_loss_that_mlx_has_is_that_of_torch(stage: dict[str, Any], tmp_path
     assert [found[step, "loss"] for step in (1, 2)] == pytest.approx(
         [expected[step, "loss"] for step in (1, 2)], rel=1e-5
     )
+
+
+def test_dropout_of_the_adapter_that_is_trained_further_is_off(
+    stage: dict[str, Any], adapted: dict[str, str], tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(adapted["adapter"], tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"lora_dropout": 0.5}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    changed = stage | {"base": adapted | {"adapter": str(adapter)}, "max_steps": 1}
+    run_stage(changed, tmp_path / "run")
+    assert metrics(tmp_path / "run")[1, "rewards/margins"] == pytest.approx(0, abs=1e-4)
 
 
 def test_a_killed_run_resumes_exactly(programs: Programs, stage: dict[str, Any], tmp_path: Path) -> None:
