@@ -105,11 +105,23 @@ def serve_command(
 
 
 @cli.command("migrate")
-def migrate_command() -> None:
-    """Migrate the database to the newest schema."""
+def migrate_command(
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION",
+            help="Schema to end at, such as 0031: an older one undoes the migrations after it, and what they "
+            "have stored. [default: the newest]",
+        ),
+    ] = None,
+) -> None:
+    """Migrate the database to the newest schema, or to the one of an older version before its return."""
     with exit_on_errors(), explain_database_settings():
         engine = get_engine()
-        migrate.upgrade_database(engine)
+        try:
+            migrate.migrate_database(engine, to)
+        except migrate.UnknownRevision as error:
+            sys.exit(str(error))
         print(f"The database is at revision {migrate.get_revisions(engine)[0]}.")
 
 

@@ -17,7 +17,7 @@ from_env() { # Print the value of a variable in .env, if it is there.
 create() { # NAME VALUE: write the file unless it exists.
     [ ! -e "$folder/$1" ] || return 0
     printf '%s\n' "$2" >"$folder/$1"
-    chmod 444 "$folder/$1"
+    chmod 644 "$folder/$1"
     echo "created $folder/$1${2:+, with a value}"
 }
 

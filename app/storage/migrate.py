@@ -18,6 +18,29 @@ from app.settings import get_settings
 POSTGRESQL_LOCK_ID = 7_481_100
 
 
+class UnknownRevision(Exception):
+    """This version has no migration with this revision."""
+
+
+def migrate_database(engine: Engine, revision: str | None = None) -> None:
+    """Run the missing migrations, or end at a revision, which may be an older one.
+
+    Raises:
+        UnknownRevision: This version has no such revision; a newer version may have it.
+    """
+    if revision is None:
+        upgrade_database(engine)
+        return
+    known = list_revisions()
+    if revision not in known:
+        raise UnknownRevision(f"There is no revision {revision}. This version has {known[0]} to {known[-1]}.")
+    current, _ = get_revisions(engine)
+    if current in known and known.index(current) > known.index(revision):
+        downgrade_database(engine, revision)
+    else:
+        upgrade_database(engine, revision)
+
+
 def upgrade_database(engine: Engine, revision: str = "head") -> None:
     """Run the missing migrations; processes that start together take turns."""
     with _migration_lock(engine), engine.connect() as connection:

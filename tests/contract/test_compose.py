@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from jsonschema import Draft7Validator
 
 from app.settings import Settings
 from app.settings.secret_files import FOREIGN_VARIABLES, SUFFIX
@@ -125,6 +127,13 @@ def test_a_service_gets_every_setting_that_it_needs(service: str) -> None:
 def test_a_service_gets_only_settings_that_exist(service: str) -> None:
     ours = {name for name in list_passed(service) if name.startswith("TUNESMITH_")}
     assert ours - SETTINGS == set()
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "deploy/private-network.yml"])
+def test_the_schema_of_version_2_accepts_the_files(file: str) -> None:
+    schema = get_builtin_schema("vendor.compose-spec")
+    content = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    assert [error.message for error in Draft7Validator(schema).iter_errors(content)] == []
 
 
 def test_no_exception_is_outdated() -> None:
