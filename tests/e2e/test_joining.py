@@ -5,6 +5,7 @@ credentials, and is cut off when the host leaves. Method: an API on PostgreSQL a
 in a folder that the host does not have, and the commands as processes in a folder of the host.
 """
 
+import json
 import os
 import stat
 import subprocess
@@ -15,6 +16,11 @@ from typing import Any
 import psycopg
 
 from tests.e2e.platform import ROOT, Platform, wait_until
+from tests.integration.workers.test_tunnels import SshServer
+from tests.integration.workers.test_tunnels import server as ssh_server
+from workers.joining.env_file import read_env_file
+
+__all__ = ["ssh_server"]
 
 PREPARE = {"stage": "prepare", "dataset": "test", "split": {"test": 4}}
 
@@ -66,6 +72,25 @@ def test_a_host_joins_runs_a_job_with_its_own_credentials_and_is_cut_off_when_it
     log, _, _ = (team.folder / "host.log").read_text().partition("Connection to broker lost")
     assert "permission" not in log.lower().partition("terminating connection")[0]
     assert team.get("/worker-credentials")["items"][0]["ended_at"] is not None
+
+
+def test_a_host_outside_the_network_joins_through_ssh(
+    team: Platform, tmp_path: Path, ssh_server: SshServer
+) -> None:
+    key, host, address = create_keys(team), tmp_path / "host", ssh_server.address
+    joined = run_command(
+        host, "join", "--via", f"ssh://{address.user}@127.0.0.1:{address.port}", "--identity",
+        str(ssh_server.user_key), "--url", team.base_url, "--key", key["key"], "--no-start",
+    )  # fmt: skip
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    values = read_env_file(host / "worker.env")
+    ports = [int(text.partition("=")[0]) for text in json.loads(values["TUNESMITH_TUNNEL_FORWARDS"])]
+    for name, port in zip(("ARTIFACTS", "DATABASE", "BROKER"), ports, strict=True):
+        assert f"127.0.0.1:{port}" in values[f"TUNESMITH_{name}_URL"]
+    assert all(f"ok       {check}" in joined.stdout for check in ("database", "broker", "artifact store"))
+    left = run_command(host, "leave")
+    assert left.returncode == 0, left.stdout + left.stderr
+    assert team.get("/worker-credentials")["items"][0]["revoked_at"] is not None
 
 
 def test_a_host_that_cannot_join_learns_why(team: Platform, tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ import pytest
 from kombu import Connection
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 from starlette.testclient import TestClient
 
 from app.keys.service import revoke_key
+from app.scheduling.startup import SettingUnusable, prepare_control_plane, prepare_worker
 from app.settings import Settings, get_settings
 from app.storage.database import create_database_engine, transaction
 from app.storage.migrate import list_revisions
+from app.tables import StorageState
 from app.worker_credentials.reconciler import reconcile
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
 from tests import services
@@ -228,6 +230,23 @@ def test_a_second_host_with_sqlite_is_refused_with_what_is_needed(
         error = client.post("/api/v1/worker-credentials", json=BODY).json()["error"]
     assert error["code"] == "host_needs_servers" and "SQLite" in error["message"]
     assert "docker compose up" in error["hint"] and "python -m app move --to postgresql://" in error["hint"]
+
+
+def test_a_worker_of_another_version_does_not_start(settings: Settings) -> None:
+    prepare_control_plane()
+    prepare_worker()
+    with transaction() as session:
+        session.execute(update(StorageState).values(version="9.9.9"))
+    with pytest.raises(SettingUnusable, match=r"is Tunesmith 0\.1\.0 .* Tunesmith 9\.9\.9 .*pip install"):
+        prepare_worker()
+    with transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+    try:
+        with pytest.raises(SettingUnusable, match="a version with the schema later"):
+            prepare_worker()
+    finally:
+        with transaction() as session:
+            session.execute(text(f"UPDATE alembic_version SET version_num = '{list_revisions()[-1]}'"))
 
 
 def test_every_table_is_classified_for_workers() -> None:
