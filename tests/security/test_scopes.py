@@ -22,8 +22,15 @@ NEEDED_SCOPES = {
     "/api/v1/rescues": Scope.admin,
     "/api/v1/routes": Scope.inference,
     "/api/v1/deployments/{deployment_id}/wake": Scope.inference,
+    "/api/v1/worker-credentials": Scope.worker,
     "/v1": Scope.inference,
     "/metrics": Scope.read,
+}
+# Machines that cost money, and what shows the credentials of all hosts.
+OF_ADMINS = {
+    ("POST", "/api/v1/hosts"),
+    ("DELETE", "/api/v1/hosts/{host_id}"),
+    ("GET", "/api/v1/worker-credentials"),
 }
 ROUTES = [
     (method.upper(), path)
@@ -37,6 +44,8 @@ def needed_scope(method: str, path: str) -> Scope | None:
     """Return the scope that a route needs, by a table that does not come from the code."""
     if path in ANY_KEY:
         return None
+    if (method, path) in OF_ADMINS:
+        return Scope.admin
     for prefix, scope in NEEDED_SCOPES.items():
         if path == prefix or path.startswith(f"{prefix}/"):
             return scope
