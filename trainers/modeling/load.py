@@ -33,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.references import get_base_model
 from trainers.configs.training import ChatTemplateName, Precision
+from trainers.mlx.adapter_format import MLX_WEIGHTS
 from trainers.modeling import families
 from trainers.modeling.model_files import (
     ADAPTER_CONFIG,
@@ -261,8 +262,10 @@ def check_adapter_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise _unreadable(str(folder), "the folder does not exist")
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise _unreadable(str(folder), f"it has no {ADAPTER_CONFIG}")
+    is_of_mlx = (folder / MLX_WEIGHTS).is_file()
+    for name in (ADAPTER_CONFIG,) if is_of_mlx else (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise _unreadable(str(folder), f"it has no {name}")
     opened = Path(_open_adapter(str(folder)))
     try:
         PeftConfig.from_pretrained(str(opened))
