@@ -116,7 +116,13 @@ def leave_command(
 
 def _check_host(options: JoinOptions) -> None:
     """Print the report of the host; exit if the worker could not reach what it needs."""
-    done = run_doctor(options)
+    try:
+        done = run_doctor(options)
+    except OSError as error:
+        sys.exit(
+            f"The user {options.user} cannot start {sys.executable}: {error.strerror}. Install the package "
+            "in a folder that this user can read."
+        )
     try:
         report = HostReport.model_validate(json.loads(done.stdout))
     except ValueError:

@@ -74,9 +74,15 @@ class JoinOptions:
 
 
 def default_data_dir(user: str) -> Path:
-    """Return the folder of a worker's files: the home of a named user, or the usual one of this system."""
+    """Return the folder of a worker's files: the home of a named user, or the usual one of this system.
+
+    Users of the system such as `daemon` have a folder as home that belongs to root.
+    """
     if user:
-        return Path(pwd.getpwnam(user).pw_dir)
+        entry = pwd.getpwnam(user)
+        home = Path(entry.pw_dir)
+        if entry.pw_uid != 0 and home.is_dir() and home.stat().st_uid == entry.pw_uid:
+            return home
     if os.geteuid() == 0:
         return Path("/var/lib/tunesmith")
     if sys.platform == "darwin":
@@ -93,7 +99,7 @@ def write_variables(options: JoinOptions) -> JoinedHost:
         JoinFailed: The control plane cannot be reached, or refuses the host.
         TunnelBroken: The SSH server cannot be reached, or refuses the key.
     """
-    options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _prepare_folder(options)
     body = {"name": options.name, "version": own_version(), "revision": migrate.list_revisions()[-1]}
     with reach_control_plane(options) as url:
         joined = request_credentials(url, options.key, body)
@@ -227,8 +233,23 @@ def _find_owner(user: str) -> tuple[int, int] | None:
     return entry.pw_uid, entry.pw_gid
 
 
+def _prepare_folder(options: JoinOptions) -> None:
+    """Create the data directory for the user of the worker; raise JoinFailed for one of another user."""
+    owner = _find_owner(options.user)
+    if options.data_dir.is_dir():
+        if owner is not None and options.data_dir.stat().st_uid != owner[0]:
+            raise JoinFailed(
+                f"The folder {options.data_dir} does not belong to the user {options.user}. Name another one "
+                "with --data-dir."
+            )
+        return
+    options.data_dir.mkdir(mode=0o700, parents=True)
+    if owner is not None:
+        os.chown(options.data_dir, *owner)
+
+
 def _give_to_user(options: JoinOptions) -> None:
     """Give the files that root has written to the user of the worker."""
     if (owner := _find_owner(options.user)) is not None:
-        for path in (options.data_dir, *options.data_dir.glob("tunnel"), *options.data_dir.glob("tunnel/*")):
+        for path in (*options.data_dir.glob("tunnel"), *options.data_dir.glob("tunnel/*")):
             os.chown(path, *owner, follow_symlinks=False)

@@ -18,7 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.joining.control_plane import JoinFailed
 from workers.joining.env_file import load_env_file, read_env_file, write_env_file
+from workers.joining.join import JoinOptions, default_data_dir, write_variables
 from workers.joining.units import WorkerUnit
 
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40)
@@ -72,3 +74,13 @@ def test_variables_of_the_shell_precede_those_of_the_file(
     write_env_file(tmp_path / "worker.env", {"JOIN_TEST_A": "file", "JOIN_TEST_B": "file"}, None)
     load_env_file(tmp_path / "worker.env")
     assert (os.environ["JOIN_TEST_A"], os.environ.pop("JOIN_TEST_B")) == ("shell", "file")
+
+
+def test_a_folder_of_another_user_is_left_as_it_is(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root names another user")
+    assert default_data_dir("daemon") == Path("/var/lib/tunesmith")
+    options = JoinOptions("http://127.0.0.1:9", "key", "host", tmp_path, user="daemon")
+    with pytest.raises(JoinFailed, match="does not belong to the user daemon"):
+        write_variables(options)
+    assert tmp_path.stat().st_uid == 0
