@@ -11,7 +11,6 @@ from app.settings import Settings
 from app.storage.database import database_now, read_session, transaction
 from app.tables import Host, HostStatus, StopReason
 from tests.clouds.aws_fault_proxy import AwsFaultProxy
-from tests.clouds.http_stand_in import HttpStandIn
 from tests.clouds.lambda_stand_in import LambdaStandIn
 from tests.clouds.machine import SandboxMachine
 from tests.clouds.machine_room import MachineRoom
@@ -30,30 +29,21 @@ TRAINER_PYTHON = """#!/bin/bash
 case "$*" in *device_count*) echo 1; exit ;; esac
 exec {python} "$@"
 """
+# `workers join` of the package, on a machine whose systemd is a stub and whose trainers are these.
 JOIN = """#!/bin/bash
-cat > /etc/systemd/system/tunesmith-worker.service <<UNIT
+folder=/etc/systemd/system/tunesmith-worker.service.d
+mkdir -p /run/systemd/system $folder
+cat > $folder/test.conf <<UNIT
 [Service]
-WorkingDirectory={root}
-Environment=TUNESMITH_DATABASE_URL={database}
-Environment=TUNESMITH_BROKER_URL={broker}
-Environment=TUNESMITH_DATA_DIR=/opt/tunesmith/data
 Environment=TUNESMITH_TRAINER_PYTHON=/machine/trainer-python
 Environment=TUNESMITH_WARM_START=false
 Environment=TUNESMITH_HEARTBEAT_SECONDS=0.5
 Environment=TUNESMITH_LEASE_SECONDS=4
 Environment=OMP_NUM_THREADS=1
-ExecStart={python} -m workers --queue cuda
 UNIT
+# The interpreter of the tests may be one that only root can execute.
+cd {root} && exec {python} "${{@/#tunesmith/root}}"
 """
-
-
-class Healthy(HttpStandIn):
-    """What user data asks of the API: whether it is there."""
-
-    def handle(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], bytes] | None:
-        return 200, {}, b"{}"
 
 
 @dataclass
@@ -99,7 +89,7 @@ class Site:
             session.add(host)
         return host.id
 
-    def run_until(self, condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
+    def run_until(self, condition: Callable[[], object], what: str, seconds: float = 400.0) -> None:
         """Let the keeper sweep and the machines live until a fact holds."""
         deadline = time.monotonic() + seconds
         while not condition():

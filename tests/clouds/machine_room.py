@@ -11,6 +11,9 @@ from tests.clouds.aws_fault_proxy import AwsFaultProxy
 from tests.clouds.lambda_stand_in import LambdaStandIn
 from tests.clouds.machine import SandboxMachine
 
+# A minute of the dead man's timer: a busy machine needs a minute of ours to join.
+TICK_SECONDS = 8.0
+
 
 class MachineHall(Protocol):
     """A cloud as its machines see it."""
@@ -100,7 +103,7 @@ class MachineRoom:
                 machine = SandboxMachine(
                     self._folder / str(len(self.machines)),
                     user_data,
-                    tick_seconds=3.0,
+                    tick_seconds=TICK_SECONDS,
                     has_cuda=self.has_cuda,
                 )
                 self._prepare(machine)
@@ -128,11 +131,10 @@ class MachineRoom:
 
 def find_workers(machine: SandboxMachine) -> list[psutil.Process]:
     """Return the processes of a machine's worker."""
-    return [
-        process
-        for process in psutil.Process(machine.pid).children(recursive=True)
-        if "-m workers --queue" in " ".join(_command_of(process))
-    ]
+    if machine.is_off:
+        return []
+    processes = psutil.Process(machine.pid).children(recursive=True)
+    return [process for process in processes if "-m workers --env-file" in " ".join(_command_of(process))]
 
 
 def _command_of(process: psutil.Process) -> list[str]:

@@ -5,6 +5,7 @@ a service that has ended, and stops one by SIGTERM. It runs with the system's Py
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 UNITS = Path("/etc/systemd/system")
 MACHINE = Path("/machine")
 STOP_SECONDS = 60.0
+RESTART_SECONDS = 0.5
 
 
 def read_unit(name: str) -> dict[str, list[str]]:
@@ -41,7 +43,7 @@ def supervise(name: str) -> None:
     """Run a timer or a service until it is stopped."""
     unit = read_unit(name)
     service = read_unit(name.replace(".timer", ".service"))
-    command = service["ExecStart"][-1].split()
+    command = shlex.split(service["ExecStart"][-1])
     folder = service.get("WorkingDirectory", ["/"])[-1]
     tick = float((MACHINE / "tick_seconds").read_text())
     stopping = False
@@ -72,7 +74,8 @@ def supervise(name: str) -> None:
         child.wait()
         if not name.endswith(".timer") and unit.get("Restart", ["no"])[-1] != "always":
             return
-        time.sleep(tick)
+        if name.endswith(".service"):
+            time.sleep(RESTART_SECONDS)
 
 
 def start(name: str) -> None:
@@ -86,6 +89,12 @@ def start(name: str) -> None:
         start_new_session=True,
     )
     (MACHINE / f"{name}.supervisor").write_text(str(process.pid))
+
+
+def is_active(name: str) -> bool:
+    """Return whether a unit runs."""
+    file = MACHINE / f"{name}.supervisor"
+    return file.exists() and Path(f"/proc/{file.read_text()}").exists()
 
 
 def stop_unit(name: str) -> None:
@@ -108,6 +117,10 @@ def main(arguments: list[str]) -> None:
     names = [argument for argument in arguments if argument.startswith("tunesmith-")]
     if arguments[0] in ("start", "restart") or "--now" in arguments:
         for name in names:
+            if arguments[0] == "restart" and is_active(name):
+                stop_unit(name)
+            elif is_active(name):
+                continue
             if (MACHINE / "broken_units").exists() and name in (MACHINE / "broken_units").read_text():
                 sys.exit(1)
             start(name)

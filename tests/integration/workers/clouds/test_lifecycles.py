@@ -2,10 +2,12 @@
 
 Goal: however a life goes, its machine is not billed in the end. Method: the keeper's code with the real
 clients and both stand-ins; machines that run the real user data with stubs; and a real worker that joins
-PostgreSQL and Redis through forwarded ports. The test writes what `workers join` writes. By hand: `-m slow`.
+the API, PostgreSQL and Redis through forwarded ports by `workers join`. By hand: `-m slow`.
 """
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from pydantic import SecretStr
 
@@ -27,7 +30,6 @@ from tests.clouds.host_site import (
     JOIN,
     NVIDIA_SMI,
     TRAINER_PYTHON,
-    Healthy,
     Site,
     get_host,
     request_end,
@@ -36,8 +38,9 @@ from tests.clouds.lambda_stand_in import LambdaStandIn
 from tests.clouds.machine import SandboxMachine, require_namespaces
 from tests.clouds.machine_room import AwsHall, LambdaHall, MachineHall, MachineRoom, find_workers
 from tests.conftest import ROOT
+from tests.e2e.platform import wait_until
 from tests.integration.app.conftest import database_url, postgres, settings, sqlite
-from tests.services import redis
+from tests.services import free_port, redis
 from trainers.configs.clouds import CloudName
 from workers.cloud_hosts import context as keeper_context
 from workers.cloud_hosts import launch, terminate
@@ -158,16 +161,27 @@ LIVES = [
 
 @pytest.fixture
 def ports(settings: Settings) -> Iterator[dict[int, int]]:
-    """Start the services that machines reach through forwarded ports."""
-    with redis("hosts-password") as broker, Healthy() as api:
+    """Start the services that machines reach through forwarded ports: the API, PostgreSQL and Redis."""
+    database, port = settings.database_url.get_secret_value(), free_port()
+    with redis("hosts-password") as broker:
         settings.broker_url = SecretStr(broker.url)
-        targets = (api.url, settings.database_url.get_secret_value(), broker.url)
-        found = [urlsplit(url).port for url in targets]
-        yield {
-            port: target
-            for port, target in zip((API_PORT, DATABASE_PORT, BROKER_PORT), found, strict=True)
-            if target is not None
-        }
+        environment = os.environ | {"TUNESMITH_BROKER_URL": broker.url, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "app", "--no-worker", "--port", str(port)]
+        with subprocess.Popen(command, env=environment, cwd=settings.data_dir) as api:
+            wait_until(lambda: is_healthy(port), 120, "the API is not ready")
+            yield {
+                API_PORT: port,
+                DATABASE_PORT: urlsplit(database).port or 5432,
+                BROKER_PORT: urlsplit(broker.url).port or 6379,
+            }
+            api.terminate()
+
+
+def is_healthy(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 @pytest.fixture(params=list(CloudName))
@@ -181,17 +195,11 @@ def site(
     require_namespaces()
     for module in (keeper_context, launch, terminate):
         monkeypatch.setattr(module, "SETTLE_SECONDS", 3.0)
-    settings.host_boot_seconds, settings.host_lost_seconds, settings.host_stop_seconds = 60.0, 6.0, 5.0
+    settings.host_boot_seconds, settings.host_lost_seconds, settings.host_stop_seconds = 150.0, 40.0, 5.0
     settings.host_sweep_seconds, settings.heartbeat_seconds = 0.2, 0.5
     settings.host_unattended_seconds = 300.0
     settings.cloud_requirement = "tunesmith[trainer]==0.1.0"
-    database = urlsplit(settings.database_url.get_secret_value())
-    join = JOIN.format(
-        root=ROOT,
-        python=sys.executable,
-        database=database._replace(netloc=f"{database.username}@127.0.0.1:{DATABASE_PORT}").geturl(),
-        broker=f"redis://:hosts-password@127.0.0.1:{BROKER_PORT}/0",
-    )
+    join = JOIN.format(root=ROOT, python=sys.executable)
 
     def prepare(machine: SandboxMachine) -> None:
         trainer = TRAINER_PYTHON.format(python=sys.executable)
