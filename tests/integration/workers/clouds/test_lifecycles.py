@@ -195,7 +195,7 @@ def site(
     require_namespaces()
     for module in (keeper_context, launch, terminate):
         monkeypatch.setattr(module, "SETTLE_SECONDS", 3.0)
-    settings.host_boot_seconds, settings.host_lost_seconds, settings.host_stop_seconds = 150.0, 40.0, 5.0
+    settings.host_boot_seconds, settings.host_lost_seconds, settings.host_stop_seconds = 100.0, 40.0, 5.0
     settings.host_sweep_seconds, settings.heartbeat_seconds = 0.2, 0.5
     settings.host_unattended_seconds = 300.0
     settings.cloud_requirement = "tunesmith[trainer]==0.1.0"
