@@ -72,7 +72,6 @@ UNIT
 systemctl daemon-reload
 systemctl enable --now tunesmith-dead-man.timer || fail "the dead man's timer does not start"
 
-phase "waiting for the control plane"
 if [ -n "$TUNNEL_KEY_LINE" ]; then
   user_home=$(getent passwd "$SSH_USER" | cut -d : -f 6)
   [ -n "$user_home" ] || fail "there is no user $SSH_USER"
@@ -80,7 +79,12 @@ if [ -n "$TUNNEL_KEY_LINE" ]; then
   printf '%s\n' "$TUNNEL_KEY_LINE" >> "$user_home/.ssh/authorized_keys"
   chown "$SSH_USER" "$user_home/.ssh/authorized_keys"
   chmod 600 "$user_home/.ssh/authorized_keys"
+  # A tunnel that broke without notice keeps its ports bound, until the server finds its client gone.
+  mkdir -p /etc/ssh/sshd_config.d
+  printf 'ClientAliveInterval 5\nClientAliveCountMax 3\n' > /etc/ssh/sshd_config.d/60-tunesmith.conf
+  systemctl reload ssh || systemctl reload sshd
 fi
+phase "waiting for the control plane"
 id tunesmith > /dev/null 2>&1 || useradd --system --home-dir "$home/data" --create-home --shell /usr/sbin/nologin tunesmith
 
 # Ubuntu has python3 without venv, and on 22.04 one that is too old: uv brings its own then.

@@ -72,8 +72,12 @@ def test_a_machine_becomes_a_host_in_the_order_that_ends_it_first(tmp_path: Path
         machine.open_tunnel()
         wait_for(lambda: "tunesmith: joined" in machine.read("console"), machine)
         calls = machine.calls()
-    assert before == ["systemctl daemon-reload", "systemctl enable --now tunesmith-dead-man.timer"]
-    assert calls[2:8] == [
+    assert before == [
+        "systemctl daemon-reload",
+        "systemctl enable --now tunesmith-dead-man.timer",
+        "systemctl reload ssh",
+    ]
+    assert calls[3:9] == [
         "apt-get update",
         "apt-get install -y --no-install-recommends python3-venv",
         "python3 -m venv /opt/tunesmith/bootstrap",
@@ -83,7 +87,7 @@ def test_a_machine_becomes_a_host_in_the_order_that_ends_it_first(tmp_path: Path
     ]
     where = "--url http://127.0.0.1:8000 --name host_1 --user tunesmith --data-dir /opt/tunesmith/data"
     join = f"python -m workers join {where}"
-    assert calls[8:] == [join, "systemctl daemon-reload", "systemctl enable --now tunesmith-worker.service"]
+    assert calls[9:] == [join, "systemctl daemon-reload", "systemctl enable --now tunesmith-worker.service"]
 
 
 def test_a_machine_that_never_reaches_the_control_plane_shuts_itself_down(tmp_path: Path, api: int) -> None:
