@@ -84,6 +84,9 @@ def publish_file(settings: Settings, body: FileCreate) -> ArtifactView:
         get_store().publish_staged_file(staged, key.text, replace=key.kind is ArtifactKind.runs)
     except ArtifactExists as error:
         raise _published(key) from error
+    except FileNotFoundError as error:
+        # Another request has published the same content, and removed its upload.
+        raise _missing([body.sha256]) from error
     staged.unlink(missing_ok=True)
     return view
 
@@ -113,7 +116,11 @@ def publish_folder(settings: Settings, body: FolderCreate) -> ArtifactView:
             staged[file.sha256] = path
     if missing := [file.sha256 for file in body.files if file.sha256 not in staged]:
         raise _missing(missing)
-    get_store().publish_staged_folder([(entry, staged[str(entry["sha256"])]) for entry in entries], key.text)
+    try:
+        get_store().publish_staged_folder([(one, staged[str(one["sha256"])]) for one in entries], key.text)
+    except FileNotFoundError as error:
+        # Another request has published the same content, and removed its upload.
+        raise _missing([sha256 for sha256, path in staged.items() if not path.exists()]) from error
     # Of two writers, the store keeps the first.
     if not _is_published(key, sha256):
         raise _published(key)

@@ -153,9 +153,12 @@ def _paths(settings: Settings, sha256: str) -> tuple[Path, Path]:
 
 def _open_locked(settings: Settings, partial: Path, size_bytes: int) -> BinaryIO:
     """Open the file of an upload for appending; one request at a time has it, over all processes."""
-    if not partial.exists():
-        _check_room(settings, size_bytes)
     partial.parent.mkdir(parents=True, exist_ok=True)
+    # A later request may announce another size than the first, and other uploads fill the disk as well.
+    found = _stat(partial)
+    _check_disk(settings, size_bytes - (found.st_size if found else 0))
+    if found is None:
+        _check_number(settings)
     file = partial.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,24 +173,33 @@ def _open_locked(settings: Settings, partial: Path, size_bytes: int) -> BinaryIO
     return file
 
 
-def _check_room(settings: Settings, size_bytes: int) -> None:
-    folder = staging_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
+def _stat(path: Path) -> os.stat_result | None:
+    """Return the state of a file, or None if it does not exist: another request may complete it."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _check_disk(settings: Settings, missing_bytes: int) -> None:
+    if shutil.disk_usage(staging_folder(settings)).free < missing_bytes + RESERVED_BYTES:
+        raise StorageFull(
+            f"The disk of the artifact store has no room for {missing_bytes} more bytes.",
+            hint="Free space on it: GET /api/v1/storage shows what uses it.",
+        )
+
+
+def _check_number(settings: Settings) -> None:
     newest = time.time() - ACTIVE_SECONDS
     active = [
         path
-        for path in folder.glob(f"*{PARTIAL_SUFFIX}")
-        if not path.name.endswith(VERIFIED_SUFFIX) and path.stat().st_mtime > newest
+        for path in staging_folder(settings).glob(f"*{PARTIAL_SUFFIX}")
+        if not path.name.endswith(VERIFIED_SUFFIX) and (found := _stat(path)) and found.st_mtime > newest
     ]
     if len(active) >= settings.max_artifact_uploads:
         raise TooManyArtifactUploads(
             f"{len(active)} uploads are in progress.",
             hint="Repeat the request later, or raise TUNESMITH_MAX_ARTIFACT_UPLOADS.",
-        )
-    if shutil.disk_usage(folder).free < size_bytes + RESERVED_BYTES:
-        raise StorageFull(
-            f"The disk of the artifact store has no room for {size_bytes} more bytes.",
-            hint="Free space on it: GET /api/v1/storage shows what uses it.",
         )
 
 

@@ -49,7 +49,7 @@ class WorkerCredentialView(BaseModel):
     updated_at: datetime = Field(description="Time at which the passwords were created.")
     revoked_at: datetime | None = Field(description="Time of the revocation.")
     ended_at: datetime | None = Field(
-        description="Time from which the role and the user no longer exist, and their connections are closed."
+        description="Time from which the role and the user cannot log in, and their connections are closed."
     )
 
 

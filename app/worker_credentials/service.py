@@ -73,7 +73,9 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
         if credential.database_role is not None:
             postgresql_role.create_role(session.connection(), credential.database_role, password)
         credential.broker_password_sha256 = redis_user.hash_password(broker_password)
-    refusal = _set_broker_user(credential)
+    refusal = set_active_user(credential.id)
+    if refusal is not None:
+        credential.broker_user = credential.broker_password_sha256 = None
     database_url = move_url(settings.database_url, settings.worker_database_url)
     broker_url = move_url(settings.broker_url, settings.worker_broker_url)
     if credential.database_role is not None:
@@ -120,6 +122,24 @@ def revoke_where(session: Session, condition: ColumnElement[bool]) -> None:
     """Revoke the credentials that the condition selects."""
     statement = update(WorkerCredential).where(condition, col(WorkerCredential.revoked_at).is_(None))
     session.execute(statement.values(revoked_at=database_now()).execution_options(synchronize_session=False))
+
+
+def set_active_user(credential_id: str) -> str | None:
+    """Set the user of Redis; return why the server does not allow it, and record that it is shared.
+
+    The lock of the row orders this before a revocation: what has ended is not set again.
+    """
+    with transaction() as session:
+        credential = session.get(WorkerCredential, credential_id, with_for_update=True)
+        if credential is None or credential.revoked_at is not None:
+            return None
+        user, password_sha256 = credential.broker_user, credential.broker_password_sha256
+        if user is None or password_sha256 is None:
+            return None
+        refusal = redis_user.set_user(user, password_sha256)
+        if refusal is not None:
+            credential.broker_user = credential.broker_password_sha256 = None
+    return refusal
 
 
 def move_url(url: SecretStr, moved: SecretStr) -> str:
@@ -185,15 +205,3 @@ def _create_row(session: Session, key_id: str, body: WorkerCredentialCreate) -> 
     credential.updated_at = session.scalar(select(database_now())) or credential.updated_at
     session.flush()
     return credential
-
-
-def _set_broker_user(credential: WorkerCredential) -> str | None:
-    """Set the user of Redis; return why the server does not allow it, and record that it is shared."""
-    assert credential.broker_user is not None and credential.broker_password_sha256 is not None
-    refusal = redis_user.set_user(credential.broker_user, credential.broker_password_sha256)
-    if refusal is not None:
-        credential.broker_user = credential.broker_password_sha256 = None
-        statement = update(WorkerCredential).where(col(WorkerCredential.id) == credential.id)
-        with transaction() as session:
-            session.execute(statement.values(broker_user=None, broker_password_sha256=None))
-    return refusal

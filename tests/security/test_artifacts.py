@@ -157,6 +157,28 @@ def test_published_bytes_do_not_change_with_the_upload_that_they_came_from(worke
     assert worker.get("/api/v1/artifacts/files/datasets/d").content == CONTENT
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"), [("files", file_body("datasets/d")), ("folders", folder_body("models/m", "a", "b"))]
+)
+def test_content_that_another_host_publishes_at_the_same_time_is_requested_again(
+    worker: TestClient, monkeypatch: pytest.MonkeyPatch, kind: str, body: dict[str, Any]
+) -> None:
+    upload(worker)
+
+    def find_and_lose(*arguments: Any) -> Path | None:
+        found = staging.find_verified(*arguments)
+        for path in staging.staging_folder(arguments[0]).iterdir():
+            path.unlink()
+        return found or staging.staging_folder(arguments[0]) / "removed"
+
+    monkeypatch.setattr("app.artifacts.service.find_verified", find_and_lose)
+    response = worker.post(f"/api/v1/artifacts/{kind}", json=body)
+    assert response.status_code == 409 and response.json()["error"]["code"] == "upload_missing"
+    monkeypatch.undo()
+    upload(worker)
+    assert worker.post(f"/api/v1/artifacts/{kind}", json=body).status_code == 201
+
+
 def test_nothing_is_readable_before_it_is_published(worker: TestClient) -> None:
     sha256 = upload(worker)
     for path in (f"uploads/{sha256}.part", f"uploads/{sha256}.verified.part", sha256):
@@ -180,6 +202,18 @@ def test_an_upload_receives_no_more_than_it_announced_and_no_chunk_is_too_large(
         response = worker.patch(f"/api/v1/artifacts/uploads/{SHA256}", params=query, content=content)
         assert response.status_code == 413
     assert sum(path.stat().st_size for path in staging.staging_folder(settings).iterdir()) <= 100
+
+
+def test_an_upload_that_announces_more_later_does_not_fill_the_disk(
+    worker: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "max_artifact_bytes", 2**53)
+    path = f"/api/v1/artifacts/uploads/{SHA256}"
+    worker.patch(path, params={"offset_bytes": 0, "size_bytes": 2}, content=b"x").raise_for_status()
+    # More than any disk has.
+    response = worker.patch(path, params={"offset_bytes": 1, "size_bytes": 2**53}, content=b"x")
+    assert response.status_code == 503 and response.json()["error"]["code"] == "disk_full"
+    assert worker.get(path).json()["received_bytes"] == 1
 
 
 @pytest.mark.parametrize("sha256", ["0" * 63, "0" * 65, "A" * 64, "..%2f" + "0" * 59, "g" * 64])

@@ -3,9 +3,12 @@
 The control plane's role needs CREATEROLE for that; it need not be a superuser. Every statement may run twice.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 
+from psycopg.errors import DependentObjectsStillExist
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN_COLUMNS, READ, WRITTEN
@@ -13,6 +16,8 @@ from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN_COLUMNS, R
 # The pool of a worker, the connection of a migration check, and those of a worker that replaces it.
 MAX_CONNECTIONS = 40
 ALEMBIC_TABLE = "alembic_version"
+
+logger = logging.getLogger(__name__)
 
 
 def may_create_roles(connection: Connection) -> bool:
@@ -47,6 +52,8 @@ def grant_tables(connection: Connection, role: str) -> None:
 def end_role(connection: Connection, role: str) -> None:
     """End a role's connections, and drop it; one that does not exist is left as it is.
 
+    A role that owns objects in another database stays without rights, and cannot log in.
+
     The connection is in autocommit: no new connection may begin before the open ones are ended.
     """
     if not connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role}):
@@ -58,7 +65,13 @@ def end_role(connection: Connection, role: str) -> None:
     terminate = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = :role"
     connection.execute(text(terminate), {"role": role}).all()
     _execute(connection, f"DROP OWNED BY {name}")
-    _execute(connection, f"DROP ROLE {name}")
+    try:
+        _execute(connection, f"DROP ROLE {name}")
+    except DBAPIError as error:
+        # It may own objects in other databases of the server, which everyone may connect to by default.
+        if not isinstance(error.orig, DependentObjectsStillExist):
+            raise
+        logger.warning("the role %s has no rights left, and stays: %s", role, error.orig)
 
 
 def _list_grants(role: str) -> Iterator[str]:

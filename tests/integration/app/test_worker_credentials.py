@@ -6,14 +6,15 @@ with a host's credentials what a worker does and what it must not do.
 """
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 from kombu import Connection
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy import Engine, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 from starlette.testclient import TestClient
@@ -21,10 +22,10 @@ from starlette.testclient import TestClient
 from app.keys.service import revoke_key
 from app.scheduling.startup import SettingUnusable, prepare_control_plane, prepare_worker
 from app.settings import Settings, get_settings
-from app.storage.database import create_database_engine, transaction
+from app.storage.database import create_database_engine, read_session, transaction
 from app.storage.migrate import list_revisions
-from app.tables import StorageState
-from app.worker_credentials.reconciler import reconcile
+from app.tables import StorageState, WorkerCredential
+from app.worker_credentials.reconciler import reconcile, restore_users
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
 from tests import services
 from tests.application import configured_app
@@ -156,6 +157,45 @@ class TestJoinedHost:
             engine.connect()
         engine.dispose()
 
+    def test_objects_in_another_database_do_not_keep_a_host_or_the_next_one_connected(
+        self, client: TestClient, join_key: dict[str, Any], owner_url: str
+    ) -> None:
+        hosts = [join(client, join_key, name=name).json() for name in ("gpu-1", "gpu-2")]
+        own = make_url(hosts[0]["database_url"])
+        elsewhere = create_database_engine(
+            own.set(database="template1").render_as_string(hide_password=False)
+        )
+        with elsewhere.begin() as connection:
+            large_object = connection.scalar(text("SELECT lo_create(0)"))
+        elsewhere.dispose()
+        with transaction() as session:
+            revoke_key(session, join_key["id"])
+        reconcile()
+        for host in hosts:
+            with closing(Redis.from_url(host["broker_url"])) as user, pytest.raises(RedisError):
+                user.llen("cpu")
+            engine = create_database_engine(host["database_url"])
+            with pytest.raises(DBAPIError):
+                engine.connect()
+            engine.dispose()
+        ended = client.get("/api/v1/worker-credentials").json()["items"]
+        assert [one["ended_at"] is not None for one in ended] == [True, True]
+        with superuser(owner_url, "template1") as connection:
+            connection.execute(text(f"SELECT lo_unlink({large_object})"))
+
+    def test_a_user_of_redis_that_has_ended_is_not_set_again_by_a_process_that_read_it_before(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        joined = join(client, join_key).json()
+        with read_session() as session:
+            read_before = list(session.scalars(select(WorkerCredential)))
+        with transaction() as session:
+            revoke_key(session, join_key["id"])
+        reconcile()
+        restore_users(read_before)
+        with closing(Redis.from_url(joined["broker_url"])) as user, pytest.raises(RedisError):
+            user.llen("cpu")
+
     def test_joining_again_changes_the_passwords_and_keeps_the_role(
         self, client: TestClient, join_key: dict[str, Any], postgres: str
     ) -> None:
@@ -253,6 +293,16 @@ def test_every_table_is_classified_for_workers() -> None:
     lists = [*WRITTEN, *READ, *HIDDEN]
     assert sorted(lists) == sorted({*SQLModel.metadata.tables, "alembic_version"})
     assert set(DELETED_FROM) <= set(WRITTEN)
+
+
+@contextmanager
+def superuser(owner_url: str, database: str) -> Iterator[SqlConnection]:
+    """Yield a connection of the server's superuser to one of its databases."""
+    url = make_url(owner_url).set(username="tunesmith", database=database)
+    engine = create_database_engine(url.render_as_string(hide_password=False))
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
 
 
 def send(user: Redis, command: str) -> Any:
