@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import JSON, Connection, Engine, Table, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.backup import tables
 from app.backup.backup import list_named_artifacts
@@ -24,6 +25,7 @@ from app.retention.collector import INSTALLATION_KEY
 from app.storage import migrate
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import create_database_engine
+from app.storage.manifest import ArtifactCorrupt
 from trainers.runtime.verified_files import hash_file
 
 Report = Callable[[str], None]
@@ -51,9 +53,9 @@ def move_installation(
     """
     if source.dialect.name != "sqlite":
         raise BackupFailed("Only the embedded database, SQLite, is moved; use backup and restore otherwise.")
-    target = create_database_engine(url)
-    if target.dialect.name != "postgresql":
-        raise BackupFailed("The target must be postgresql://user:password@host/database.")
+    if new_store is not None and not store.local:
+        raise BackupFailed("The artifacts are in a store of their own already: leave --artifacts out.")
+    target = _open_target(url)
     try:
         with _stopped_service(source), source.execution_options(read_only=True).connect() as rows:
             _check_empty(target)
@@ -63,6 +65,20 @@ def move_installation(
     finally:
         target.dispose()
     return MoveResult(n_tables, n_rows, n_files)
+
+
+def _open_target(url: str) -> Engine:
+    """Return the engine of the target; raises BackupFailed without the URL, which has a password."""
+    try:
+        target = create_database_engine(url)
+    except (SQLAlchemyError, ModuleNotFoundError, ValueError):
+        target = None
+    if target is None or target.dialect.name != "postgresql":
+        raise BackupFailed(
+            "The target must be postgresql://user:password@host/database; write `@`, `:` and `/` of a "
+            "password as `%40`, `%3A` and `%2F`."
+        )
+    return target
 
 
 @contextmanager
@@ -100,6 +116,7 @@ def _check_empty(target: Engine) -> None:
 
 def _copy_artifacts(rows: Connection, store: ArtifactStore, new_store: ArtifactStore, report: Report) -> int:
     """Copy the files that rows name, and the mark of the installation; return their number."""
+    _check_owner(store, new_store)
     keys = [key for key, _ in list_named_artifacts(rows, store)]
     if store.exists(INSTALLATION_KEY):
         keys.append(INSTALLATION_KEY)
@@ -107,9 +124,34 @@ def _copy_artifacts(rows: Connection, store: ArtifactStore, new_store: ArtifactS
         report(f"file {count} of {len(keys)}")
         path = store.local_path(key)
         assert path is not None, "the embedded store is a folder"
-        if not (new_store.exists(key) and new_store.size_of(key) == path.stat().st_size):
-            new_store.import_file(path, key, hash_file(path))
+        sha256 = hash_file(path)
+        if not _has_file(new_store, key, sha256):
+            new_store.import_file(path, key, sha256)
     return len(keys)
+
+
+def _has_file(store: ArtifactStore, key: str, sha256: str) -> bool:
+    try:
+        store.verify_file(key, sha256)
+    except (ArtifactCorrupt, FileNotFoundError):
+        return False
+    return True
+
+
+def _check_owner(store: ArtifactStore, new_store: ArtifactStore) -> None:
+    """Raise BackupFailed for a store with the mark of another installation, which would delete the files."""
+    found = _read_mark(new_store)
+    if found is not None and found != _read_mark(store):
+        raise BackupFailed(
+            "The new artifact store belongs to another installation. Nothing was moved; name an empty one."
+        )
+
+
+def _read_mark(store: ArtifactStore) -> bytes | None:
+    if not store.exists(INSTALLATION_KEY):
+        return None
+    with store.open(INSTALLATION_KEY) as file:
+        return file.read()
 
 
 def _copy_rows(rows: Connection, target: Engine, report: Report) -> tuple[int, int]:

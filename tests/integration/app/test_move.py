@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from app.backup import tables
 from app.backup.layout import BackupFailed
 from app.backup.move import MoveResult, digest_rows, move_installation
+from app.retention.collector import INSTALLATION_KEY
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore, get_store
 from app.storage.database import create_database_engine, get_engine, transaction
@@ -116,6 +117,36 @@ def test_a_service_that_runs_is_refused(filled: None, target: str) -> None:
     assert move(target).n_rows > 0
 
 
-def test_only_postgresql_is_a_target(filled: None, tmp_path: Path) -> None:
-    with pytest.raises(BackupFailed, match="postgresql://"):
-        move(f"sqlite:///{tmp_path / 'other.db'}")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////tmp/other.db", "postgres://u:hunter2@127.0.0.1/x", "mysql://u:hunter2@127.0.0.1/x",
+        "hunter2", "postgresql://u:p@ss:hunter2@127.0.0.1/x",
+    ],
+)  # fmt: skip
+def test_only_postgresql_is_a_target_and_no_message_contains_a_password(filled: None, url: str) -> None:
+    with pytest.raises(BackupFailed, match="postgresql://") as raised:
+        move(url)
+    assert "hunter2" not in str(raised.value) and "%40" in str(raised.value)
+
+
+def test_the_store_of_another_installation_is_refused_and_other_content_is_replaced(
+    filled: None, target: str, tmp_path: Path
+) -> None:
+    new_store = ArtifactStore(f"file://{tmp_path / 'new'}", tmp_path / "cache")
+    new_store.publish_bytes(b'{"installation_id": "other"}', INSTALLATION_KEY)
+    with pytest.raises(BackupFailed, match="another installation"):
+        move(target, new_store)
+    assert new_store.list_folder("datasets") == []
+    new_store.delete(INSTALLATION_KEY)
+    with get_engine().connect() as connection:
+        key, size_bytes = connection.execute(text("SELECT artifact, size_bytes FROM dataset")).one()
+    new_store.publish_bytes(b"x" * size_bytes, key)
+    move(target, new_store)
+    assert new_store.open(key).read() == get_store().open(key).read()
+
+
+def test_artifacts_that_are_in_a_bucket_are_not_moved(filled: None, target: str, tmp_path: Path) -> None:
+    bucket = ArtifactStore("memory://bucket", tmp_path / "cache")
+    with pytest.raises(BackupFailed, match="leave --artifacts out"):
+        move_installation(get_engine(), bucket, target, get_store(), lambda progress: None)
