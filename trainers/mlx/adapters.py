@@ -96,7 +96,8 @@ def load_adapter_weights(network: nn.Module, folder: Path) -> None:
 def _read_parts(folder: Path) -> dict[tuple[str, str], Any]:
     """Return the weights by module and part, in the shapes of mlx-lm."""
     weights: Any = mx.load(str(folder / ADAPTER_WEIGHTS))
-    return {split_peft_key(key): weight.T for key, weight in weights.items()}
+    # Contiguous: a product with another layout differs in its last bits.
+    return {split_peft_key(key): mx.contiguous(weight.T) for key, weight in weights.items()}
 
 
 def save_adapter(network: nn.Module, config: LoraConfig, folder: Path, base: str) -> None:

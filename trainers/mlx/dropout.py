@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from trainers.mlx.blocks import patched_blocks
+
 
 class KeyedDropout(nn.Module):  # type: ignore[misc]
     """Dropout by MLX's random state, or by a given key."""
@@ -43,19 +45,9 @@ def replace_dropout(network: nn.Module, *, is_disabled: bool = False) -> None:
 
 @contextmanager
 def recomputed_activations(network: nn.Module) -> Iterator[None]:
-    """Recompute each block in the backward pass instead of keeping its activations, inside the context.
-
-    Python looks `__call__` up on the class, so classes are patched, for all models of the process.
-    """
-    kinds = {type(layer) for layer in network.layers}
-    originals = {kind: kind.__call__ for kind in kinds}
-    for kind, original in originals.items():
-        kind.__call__ = _recomputing(original)
-    try:
+    """Recompute each block in the backward pass instead of keeping its activations, inside the context."""
+    with patched_blocks(network, _recomputing):
         yield
-    finally:
-        for kind, original in originals.items():
-            kind.__call__ = original
 
 
 def _recomputing(call: Any) -> Any:

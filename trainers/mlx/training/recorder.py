@@ -188,8 +188,8 @@ class RunRecorder:
 
     def _save(self) -> None:
         folder = self.run_dir / files.SCRATCH / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True)
-        save_state(folder, self.network, self.optimizer)
+        self.write_model(folder)
+        save_state(folder, self.optimizer)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         pack_best_model(self.run_dir, folder)
         save_environment(self.config, folder)

@@ -1,6 +1,7 @@
-"""The state of a run in a checkpoint: trained weights, optimizer, and random state, in one file.
+"""The state of a run in a checkpoint: optimizer and random state in one file, next to the model.
 
-The schedule, the order of rows and the position in them follow from the number of the step.
+The weights are those of the model, in fp32 as they are trained. The schedule, the order of rows and the
+position in them follow from the number of the step.
 """
 
 from pathlib import Path
@@ -11,23 +12,30 @@ import mlx.nn as nn
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
-STATE = "state.safetensors"
-WEIGHTS, OPTIMIZER, RANDOM = "model.", "optimizer.", "random_key"
+from trainers.mlx.adapters import load_adapter_weights
+from trainers.modeling.model_files import is_adapter
+
+# Not directly in the checkpoint: there, files of safetensors are the model's.
+STATE = "training/state.safetensors"
+OPTIMIZER, RANDOM = "optimizer.", "random_key"
 
 
-def save_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> None:
-    """Write the state into a folder."""
+def save_state(folder: Path, optimizer: Optimizer) -> None:
+    """Write the state into a folder, which contains the model."""
     random: Any = mx.random.state
     arrays = {RANDOM: random[0]}
-    arrays |= {WEIGHTS + name: weight for name, weight in tree_flatten(network.trainable_parameters())}
     arrays |= {OPTIMIZER + name: value for name, value in tree_flatten(optimizer.state)}
+    (folder / STATE).parent.mkdir()
     mx.save_safetensors(str(folder / STATE), arrays)
 
 
 def load_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> None:
-    """Restore the state; the network has the same trained weights."""
+    """Restore the model and the state; the network has the same trained weights."""
+    if is_adapter(folder):
+        load_adapter_weights(network, folder)
+    else:
+        network.load_weights(str(folder / "model.safetensors"))
     arrays: Any = mx.load(str(folder / STATE))
-    network.load_weights(_named(arrays, WEIGHTS), strict=False)
     optimizer.state = tree_unflatten(_named(arrays, OPTIMIZER))
     # MLX refuses to assign its state; a seed of 64 bits is the key itself.
     high, low = arrays[RANDOM].tolist()

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.integration.trainers.conftest import (
     Programs,
     events,
     kill_at_step,
     losses,
+    wait_for,
 )
 from tests.integration.trainers.stages import Recorder, at_checkpoint, run_stage
 from trainers.configs import parse_stage
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling.load import load_tokenizer
+from trainers.modeling.model_files import ModelRole, is_adapter, open_model
 from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
 from trainers.runtime import run_dir as files
@@ -182,23 +185,78 @@ def test_training_stops_early_and_publishes_the_best_model(stage: dict[str, Any]
     assert files.checkpoints(tmp_path / "run")[-1].step == 4
 
 
-def test_a_base_is_quantized_without_memory_for_all_of_its_original_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", [{"tuning": LORA | {"dora": True}}, FULL], ids=["dora", "full"])
+def test_a_checkpoint_is_a_model_that_every_program_opens(
+    stage: dict[str, Any], tuning: dict[str, Any], tmp_path: Path
+) -> None:
+    train(stage | tuning | {"max_steps": 2, "save_every_steps": 1, "keep_checkpoints": 2}, tmp_path / "run")
+    first, last = (tmp_path / "run" / line.path for line in files.checkpoints(tmp_path / "run"))
+    is_full = "learning_rate" in tuning
+    role, weights = (ModelRole.base, "model") if is_full else (ModelRole.adapter, "adapter_model")
+    published = load_file(tmp_path / "run" / "model" / f"{weights}.safetensors")
+    for folder, is_last in ((first, False), (last, True)):
+        assert is_adapter(folder) is not is_full
+        opened = open_model(folder, role, [], tmp_path / "views")
+        # The state of the training is not among the files that a loader sees, or that are published.
+        assert [path.name for path in opened.glob("*.safetensors")] == [f"{weights}.safetensors"]
+        assert [path.name for path in folder.glob("*.safetensors")] == [f"{weights}.safetensors"]
+        found = load_file(opened / f"{weights}.safetensors")
+        same = [np.array_equal(found[name], published[name]) for name in published]
+        assert found.keys() == published.keys() and all(same) is is_last
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            assert (opened / name).read_bytes() == (Path(stage["base"]) / name).read_bytes()
+
+
+def test_a_run_that_is_told_to_stop_saves_and_resumes_exactly(
+    programs: Programs, stage: dict[str, Any], tmp_path: Path
+) -> None:
+    stage = stage | {"tuning": LORA | {"dropout": 0.2}, "backend": "mlx", "max_steps": 60}
+    stage |= {"save_every_steps": 1000, "log_every_steps": 7}
+    stopped = tmp_path / "stopped"
+    process = programs.start("trainers.mlx.sft", stage, stopped)
+    wait_for(lambda: len(losses(stopped)) >= 1, process)
+    process.terminate()
+    assert process.wait(timeout=60) == 75
+    process.communicate()
+    [saved] = files.checkpoints(stopped)
+    assert 7 <= saved.step < 60 and not (stopped / files.RESULT).exists()
+    train(stage, stopped)
+    train(stage, tmp_path / "whole")
+    assert [(line["step"], line["exactness"]) for line in events(stopped, "resumed")] == [
+        (saved.step, "exact")
+    ]
+    weights = "adapter_model.safetensors"
+    published = [(folder / "model" / weights).read_bytes() for folder in (stopped, tmp_path / "whole")]
+    assert published[0] == published[1]
+
+
+def test_a_4_bit_run_never_holds_all_original_weights_of_its_base(
+    stage: dict[str, Any], starter: Path, tmp_path: Path
+) -> None:
     import mlx.core as mx
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from trainers.mlx.network import load_trained_network
+    from trainers.mlx.save import write_model
+    from trainers.mlx.training.quantization_gap import record_quantized_base
 
-    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "vocab_size": 100}
+    tokenizer = load_tokenizer(str(starter))
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 16, "vocab_size": 1200}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
-    model.save_pretrained(tmp_path)
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
     dense_bytes = 4 * model.num_parameters()
     tuning = {"quantization": "4bit", "rank": 4}
-    config = parse_stage(
-        STAGE | {"base": str(tmp_path), "dataset": "rows", "backend": "mlx", "tuning": tuning}
-    )
+    config = parse_stage(stage | {"base": str(base), "backend": "mlx", "tuning": tuning})
     assert isinstance(config, SftConfig)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    load_trained_network(config, EventWriter(None))
+    network, adapter = load_trained_network(config, EventWriter(None))
     assert mx.get_peak_memory() - before < 0.5 * dense_bytes
+    write_model(network, adapter, config, tokenizer, tmp_path / "model")
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    record_quantized_base(network, config, tokenizer, tmp_path / "model", str(base))
+    assert mx.get_peak_memory() - before < 0.6 * dense_bytes
