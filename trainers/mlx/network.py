@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import torch
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import load_config as load_file_config
@@ -19,7 +20,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, Precision, TrainingConfig
 from trainers.mlx.adapters import add_adapter, linear_modules, load_adapter, quantized_layers
 from trainers.mlx.dropout import replace_dropout
-from trainers.mlx.model_config import complete_config
+from trainers.mlx.model_config import complete_config, exact_context_length
 from trainers.modeling.architecture import build_empty_model
 from trainers.modeling.load import ModelUnsupported, check_adapter_folder, load_config
 from trainers.modeling.model_source import open_base
@@ -98,16 +99,35 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
 
 
 def load_network(base: str, precision: Precision) -> nn.Module:
-    """Load a base, with the config values as transformers reads them; raises the errors of `open_base`.
+    """Load a base, with the config values as transformers reads them.
+
+    Raises the errors of `open_base`, and ModelUnsupported.
 
     Its weights are computed in `precision`, whatever the format of the files. They are read when they are
     used: a base that is quantized before needs no memory for its original weights.
     """
     folder = Path(open_base(base))
     values = complete_config(base, load_file_config(folder), load_config(base))
-    network, _ = load_model(folder, lazy=True, model_config=values)
+    try:
+        network, _ = load_model(folder, lazy=True, model_config=values)
+    except (TypeError, ValueError) as error:
+        # A value that its class needs and transformers calls otherwise, or weights of other names.
+        raise ModelUnsupported(f"mlx-lm cannot load {base}: {error}", TORCH_HINT) from error
     network.set_dtype(mx.bfloat16 if precision is Precision.bf16 else mx.float32)
     return network
+
+
+def check_row_length(network: nn.Module, base: str, longest_tokens: int) -> None:
+    """Raise ModelUnsupported for rows on which mlx-lm's attention is not that of transformers."""
+    # mlx-lm ignores the window of a model to which it gives no cache with one.
+    has_window = not all(isinstance(cache, KVCache) for cache in make_prompt_cache(network))
+    exact = exact_context_length(load_config(base), has_window)
+    if exact is not None and longest_tokens > exact:
+        raise ModelUnsupported(
+            f"The longest row has {longest_tokens:,} tokens, and mlx-lm computes {base} as transformers does "
+            f"for at most {exact:,}.",
+            f"Set max_length to {exact}. {TORCH_HINT}",
+        )
 
 
 def _check_base_format(network: nn.Module, config: TrainingConfig) -> None:

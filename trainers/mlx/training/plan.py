@@ -3,7 +3,14 @@
 from typing import Any, TypeVar
 
 from trainers.configs.backends.choice import Backend, PortableTrainingConfig, find_backend_fault
-from trainers.mlx.network import count_network_parameters, load_trained_network, pick_mlx_precision, uses_gpu
+from trainers.configs.references import get_base_model
+from trainers.mlx.network import (
+    check_row_length,
+    count_network_parameters,
+    load_trained_network,
+    pick_mlx_precision,
+    uses_gpu,
+)
 from trainers.mlx.training.environment import expected_guarantee
 from trainers.mlx.training.stage import recomputes_activations
 from trainers.preflight.memory.estimate import estimate_memory
@@ -36,6 +43,7 @@ def plan_mlx_training(config: PortableTrainingConfig, steps: int, longest_tokens
     prove_model(config)
 
     network, _ = load_trained_network(config, EventWriter(None))
+    check_row_length(network, get_base_model(config.base), longest_tokens)
     trainable, total = count_network_parameters(network)
     return {
         "steps": steps,

@@ -22,7 +22,7 @@ from tests.integration.trainers.conftest import (
 from tests.integration.trainers.stages import Recorder, at_checkpoint, run_stage
 from trainers.configs import parse_stage
 from trainers.configs.stages.sft import SftConfig
-from trainers.modeling.load import load_tokenizer
+from trainers.modeling.load import ModelUnsupported, load_tokenizer
 from trainers.modeling.model_files import ModelRole, is_adapter, open_model
 from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
@@ -228,6 +228,25 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes_exactly(
     weights = "adapter_model.safetensors"
     published = [(folder / "model" / weights).read_bytes() for folder in (stopped, tmp_path / "whole")]
     assert published[0] == published[1]
+
+
+def test_rows_beyond_a_window_that_mlx_ignores_are_refused_and_shorter_ones_trained(
+    stage: dict[str, Any], starter: Path, tmp_path: Path
+) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 1200}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, num_attention_heads=2, head_dim=32, sliding_window=64))
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    load_tokenizer(str(starter)).save_pretrained(base)
+    stage = stage | {"base": str(base), "max_steps": 2, "batch_size": 4}
+    config = parse_stage(stage | {"backend": "mlx"})
+    assert isinstance(config, SftConfig)
+    for work in (lambda: train(stage, tmp_path / "run"), lambda: sft_mlx.plan(config)):
+        with pytest.raises(ModelUnsupported, match=r"The longest row has 96 tokens.* at most 64"):
+            work()
+    train(stage | {"max_length": 64}, tmp_path / "shorter")
 
 
 def test_a_4_bit_run_never_holds_all_original_weights_of_its_base(
