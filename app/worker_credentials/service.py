@@ -31,6 +31,11 @@ SHARED_DATABASE = (
     "The worker shares the control plane's PostgreSQL role, which may not create others: a host that leaves "
     "keeps access until that password is changed. `ALTER ROLE … CREATEROLE` changes it."
 )
+OPEN_SCHEMA = (
+    "Every role, also the worker's, may create functions in the schema {schema}, which can then run with the "
+    "control plane's rights. Run as a superuser in this database: REVOKE CREATE ON SCHEMA {schema} FROM "
+    "PUBLIC;"
+)
 SHARED_BROKER = (
     "The worker shares the control plane's Redis user, which may not create others ({reason}): a host that "
     "leaves keeps access until that password is changed."
@@ -68,10 +73,12 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
     _check_servers(settings)
     _check_version(body)
     password, broker_password = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    open_schema = None
     with transaction() as session:
         credential = _create_row(session, caller.key_id, body)
         if credential.database_role is not None:
             postgresql_role.create_role(session.connection(), credential.database_role, password)
+            open_schema = postgresql_role.find_open_schema(session.connection(), credential.database_role)
         credential.broker_password_sha256 = redis_user.hash_password(broker_password)
     refusal = set_active_user(credential.id)
     if refusal is not None:
@@ -91,6 +98,7 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
         settings=list_shared_values(settings),
         notices=[
             *([SHARED_DATABASE] if credential.database_role is None else []),
+            *([OPEN_SCHEMA.format(schema=open_schema)] if open_schema is not None else []),
             *([SHARED_BROKER.format(reason=refusal)] if refusal is not None else []),
         ],
     )

@@ -49,6 +49,16 @@ def grant_tables(connection: Connection, role: str) -> None:
         _execute(connection, statement)
 
 
+def find_open_schema(connection: Connection, role: str) -> str | None:
+    """Return the schema of the tables if the role may create functions in it, as anyone by default before 15.
+
+    A function there with the name of a built-in one can run with the control plane's rights (CVE-2018-1058).
+    """
+    query = "SELECT current_schema() WHERE has_schema_privilege(:role, current_schema(), 'CREATE')"
+    schema: str | None = connection.scalar(text(query), {"role": role})
+    return schema
+
+
 def end_role(connection: Connection, role: str) -> None:
     """End a role's connections, and drop it; one that does not exist is left as it is.
 

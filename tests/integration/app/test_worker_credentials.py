@@ -239,6 +239,18 @@ class TestJoinedHost:
         broker.stop()
         broker.start()
 
+    def test_a_schema_in_which_every_role_creates_functions_is_named_in_the_response(
+        self, client: TestClient, join_key: dict[str, Any], owner_url: str
+    ) -> None:
+        database = str(make_url(owner_url).database)
+        with superuser(owner_url, database) as connection:
+            connection.execute(text("GRANT CREATE ON SCHEMA public TO PUBLIC"))
+        notices = join(client, join_key).json()["notices"]
+        with superuser(owner_url, database) as connection:
+            connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+        assert len(notices) == 1 and "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in notices[0]
+        assert join(client, join_key).json()["notices"] == []
+
     def test_a_host_of_another_version_is_refused_with_both_versions(
         self, client: TestClient, join_key: dict[str, Any]
     ) -> None:
