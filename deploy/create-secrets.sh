@@ -7,6 +7,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 folder=${1:-secrets}
+# A failure within an argument of `create` would not end the script, and leave an empty password.
+command -v openssl >/dev/null || { echo "openssl is missing, which makes the passwords: install it first." >&2; exit 1; }
 mkdir -p "$folder"
 chmod 700 "$folder"
 

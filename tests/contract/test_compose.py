@@ -6,6 +6,7 @@ are compared; every exception names its reason.
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jsonschema import Draft7Validator
 from app.settings import Settings
 from app.settings.secret_files import FOREIGN_VARIABLES, SUFFIX
 from tests.conftest import ROOT
+from tests.services import find_program
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -175,6 +177,7 @@ def test_a_service_has_the_secrets_whose_files_it_reads(service: str) -> None:
 
 
 def test_the_script_creates_every_secret_once(tmp_path: Path) -> None:
+    find_program("openssl")
     command = ["sh", str(ROOT / "deploy/create-secrets.sh"), str(tmp_path / "secrets")]
     subprocess.run(command, check=True, capture_output=True)
     files = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
@@ -183,6 +186,17 @@ def test_the_script_creates_every_secret_once(tmp_path: Path) -> None:
     identity = json.loads(files["s3_identities"])["identities"][0]["credentials"][0]
     assert identity["secretKey"] == files["s3_secret_access_key"].strip()
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+
+
+def test_the_script_creates_nothing_without_the_program_that_makes_passwords(tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("sh", "dirname", "mkdir", "chmod", "sed", "tail", "cat"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    command = ["sh", str(ROOT / "deploy/create-secrets.sh"), str(tmp_path / "secrets")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={"PATH": str(programs)})
+    assert done.returncode != 0 and "openssl" in done.stderr
+    assert not (tmp_path / "secrets").exists()
 
 
 @pytest.mark.parametrize("service", SERVICES)

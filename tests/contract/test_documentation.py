@@ -50,6 +50,13 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     assert {name for name in named - test_only if not {name, name.removesuffix(SUFFIX)} & settings} == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_request_that_a_page_shows_says_that_its_body_is_json(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    requests = re.findall(r"^curl .*?(?:-d|--data) .*$", text, re.MULTILINE)
+    assert [one for one in requests if "content-type: application/json" not in one.lower()] == []
+
+
 def test_every_setting_is_in_the_example_of_env() -> None:
     named = set(re.findall(r"^#TUNESMITH_([A-Z0-9_]+)=", ENV_EXAMPLE, re.MULTILINE))
     assert named == {name.upper() for name in Settings.model_fields}

@@ -88,8 +88,11 @@ def test_a_host_outside_the_network_joins_through_ssh(
     for name, port in zip(("ARTIFACTS", "DATABASE", "BROKER"), ports, strict=True):
         assert f"127.0.0.1:{port}" in values[f"TUNESMITH_{name}_URL"]
     assert all(f"ok       {check}" in joined.stdout for check in ("database", "broker", "artifact store"))
+    # The key first, as an admin does who no longer trusts the host; it can still leave.
+    team.client.delete(f"{team.base_url}/api/v1/keys/{key['id']}").raise_for_status()
     left = run_command(host, "leave")
     assert left.returncode == 0, left.stdout + left.stderr
+    assert not (host / "worker.env").exists()
     assert team.get("/worker-credentials")["items"][0]["revoked_at"] is not None
 
 
@@ -97,6 +100,7 @@ def test_a_host_that_cannot_join_learns_why(team: Platform, tmp_path: Path) -> N
     create_keys(team)
     refused = run_command(tmp_path, "join", "--url", team.base_url, "--key", "ts_wrong-" + "x" * 32)
     assert refused.returncode == 1 and "unknown or revoked" in refused.stderr
+    assert "scope `worker`" in refused.stderr
     absent = run_command(tmp_path, "join", "--url", "http://127.0.0.1:9", "--key", "x")
     assert absent.returncode == 1 and "--via ssh://" in absent.stderr
 

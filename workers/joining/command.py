@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import pwd
 import socket
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def join_command(
 
     Run it again to update the host.
     """
+    _require_user(user)
     options = JoinOptions(
         url=url.rstrip("/"),
         key=key,
@@ -89,6 +91,7 @@ def leave_command(
     data_dir: DataDir = None, user: Annotated[str, typer.Option(help="As for join.")] = ""
 ) -> None:
     """Leave the control plane: stop the worker, remove its unit, and revoke the credentials of this host."""
+    _require_user(user)
     folder = (data_dir or default_data_dir(user)).expanduser().absolute()
     values = read_env_file(folder / NAME)
     if not values.get("TUNESMITH_CREDENTIAL_ID"):
@@ -107,11 +110,26 @@ def leave_command(
         if manager is not None and manager.remove():
             print("Stopped the worker and removed its unit.")
         with reach_control_plane(options) as url:
-            revoke_credentials(url, options.key, values["TUNESMITH_CREDENTIAL_ID"])
+            is_key_known = revoke_credentials(url, options.key, values["TUNESMITH_CREDENTIAL_ID"])
     except (JoinFailed, TunnelBroken, ServiceManagerFailed) as error:
         sys.exit(f"The credentials of this host are not revoked yet; repeat the command. {error}")
     (folder / NAME).unlink()
-    print(f"Revoked the credentials of this host. Its files stay in {folder}.")
+    if is_key_known:
+        print(f"Revoked the credentials of this host. Its files stay in {folder}.")
+    else:
+        print(
+            "The control plane does not accept the API key of this host any more; the credentials ended with "
+            f"the key. Its files stay in {folder}."
+        )
+
+
+def _require_user(user: str) -> None:
+    """Exit if the user whose worker is meant does not exist."""
+    if user and user not in {entry.pw_name for entry in pwd.getpwall()}:
+        sys.exit(
+            f"This host has no user {user}. Create it, on Linux with `sudo useradd --create-home {user}`, or "
+            "name another one with --user."
+        )
 
 
 def _check_host(options: JoinOptions) -> None:

@@ -10,8 +10,17 @@ TIMEOUT_SECONDS = 60
 PATH = "/api/v1/worker-credentials"
 
 
+KEY_HINT = (
+    "Pass the host's API key by --key; an admin creates one with the scope `worker` by POST /api/v1/keys."
+)
+
+
 class JoinFailed(Exception):
-    """The control plane cannot be reached, or refuses the host."""
+    """The control plane cannot be reached, or refuses the host; `code` is that of its error."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class JoinedHost(BaseModel):
@@ -35,13 +44,19 @@ def request_credentials(url: str, key: str, body: Mapping[str, str]) -> JoinedHo
     return JoinedHost.model_validate(_send("POST", url, key, PATH, body))
 
 
-def revoke_credentials(url: str, key: str, credential_id: str) -> None:
-    """Revoke the credentials of this host; ones that do not exist any more are no error."""
+def revoke_credentials(url: str, key: str, credential_id: str) -> bool:
+    """Revoke the credentials of this host; ones that do not exist any more are no error.
+
+    Return False if the API key of this host is revoked, which has revoked the credentials.
+    """
     try:
         _send("DELETE", url, key, f"{PATH}/{credential_id}", None)
     except JoinFailed as error:
-        if "credential_not_found" not in str(error):
+        if error.code == "unauthorized":
+            return False
+        if error.code != "credential_not_found":
             raise
+    return True
 
 
 def _send(method: str, url: str, key: str, path: str, body: Mapping[str, str] | None) -> Any:
@@ -59,7 +74,9 @@ def _send(method: str, url: str, key: str, path: str, body: Mapping[str, str] | 
         return response.json()
     try:
         error_body = response.json()["error"]
-        parts = [str(error_body["message"]), str(error_body.get("hint") or ""), f"({error_body['code']})"]
+        code = str(error_body["code"])
+        hint = KEY_HINT if code == "unauthorized" else str(error_body.get("hint") or "")
+        parts = [str(error_body["message"]), hint, f"({code})"]
     except (ValueError, KeyError, TypeError):
         raise JoinFailed(f"{url} returned status {response.status_code}: is it Tunesmith?") from None
-    raise JoinFailed(" ".join(filter(None, parts)))
+    raise JoinFailed(" ".join(filter(None, parts)), code)

@@ -113,6 +113,10 @@ def write_variables(options: JoinOptions) -> JoinedHost:
 @contextmanager
 def reach_control_plane(options: JoinOptions) -> Iterator[str]:
     """Yield the address of the API from this host; with `via`, through a tunnel that ends with the block."""
+    if urlsplit(options.url).scheme not in ("http", "https"):
+        raise JoinFailed(
+            f"--url {options.url} needs a scheme, such as http://{options.url.rpartition('/')[2]}."
+        )
     if not options.via:
         yield options.url
         return

@@ -30,7 +30,7 @@ COMMANDS = (
     *(f"+{name}" for name in ("brpop", "lpush", "rpush", "rpop", "llen", "lrem", "del", "set", "get")),
     *(f"+{name}" for name in ("exists", "expire", "pexpire", "type")),
     *(f"+{name}" for name in ("sadd", "srem", "smembers", "scard", "sismember")),
-    *(f"+{name}" for name in ("zadd", "zrem", "zrevrangebyscore", "zrangebyscore", "zcard")),
+    *(f"+{name}" for name in ("zadd", "zrem", "zrange", "zcard")),
     *(f"+{name}" for name in ("hset", "hget", "hdel", "hexists")),
     # The lock with which one of several workers looks for messages without acknowledgement.
     "+eval",

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from workers.__main__ import program
 from workers.joining.control_plane import JoinFailed
 from workers.joining.env_file import load_env_file, read_env_file, write_env_file
 from workers.joining.join import JoinOptions, default_data_dir, write_variables
@@ -84,3 +86,15 @@ def test_a_folder_of_another_user_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(JoinFailed, match="does not belong to the user daemon"):
         write_variables(options)
     assert tmp_path.stat().st_uid == 0
+
+
+def test_an_address_without_a_scheme_is_refused_with_one_that_has_it(tmp_path: Path) -> None:
+    options = JoinOptions("10.0.0.5:8000", "ts_x", "gpu-1", tmp_path)
+    with pytest.raises(JoinFailed, match=r"such as http://10\.0\.0\.5:8000"):
+        write_variables(options)
+
+
+@pytest.mark.parametrize("command", [["join", "--url", "http://127.0.0.1:9"], ["leave"]])
+def test_a_user_that_does_not_exist_is_named(command: list[str]) -> None:
+    result = CliRunner().invoke(program, [*command, "--user", "nobody-of-this-name"])
+    assert result.exit_code == 1 and "useradd --create-home nobody-of-this-name" in str(result.output)
