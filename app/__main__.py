@@ -41,8 +41,8 @@ from app.scheduling.startup import (
 from app.settings import get_settings
 from app.settings.http import LogLevelName
 from app.storage import migrate
-from app.storage.artifacts import get_store
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine, read_session, transaction
+from app.storage.opening import get_store
 from app.storage.verify import VerifyProgress, verify_store
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback

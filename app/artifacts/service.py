@@ -11,10 +11,10 @@ from app.downloads.stored_files import read_stored
 from app.http.errors import Conflict, InUse, NotFound, field_error
 from app.retention.garbage import list_named
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.inventory import ArtifactKind, StoredArtifact
 from app.storage.manifest import MANIFEST, ArtifactCorrupt, encode_manifest
+from app.storage.opening import get_store
 from app.storage.remote.errors import ArtifactExists
 from trainers.runtime.error_codes import ErrorCode
 

@@ -21,9 +21,9 @@ from app.artifacts.schemas import UploadProgress
 from app.http.errors import Conflict, PayloadTooLarge, ServiceUnavailable, UnprocessableContent, field_error
 from app.http.unavailable import StorageFull
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.inventory import PARTIAL_SUFFIX
 from app.storage.local_files import fsync_file, fsync_folder
+from app.storage.opening import get_store
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
 

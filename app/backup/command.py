@@ -13,9 +13,9 @@ from app.backup.restore import restore_backup
 from app.retention.collector import CollectionInterrupted, hold_storage_lease
 from app.scheduling.incidents import describe_error
 from app.settings import Settings
-from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.artifacts import ArtifactStore
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine
-from app.storage.opening import open_artifact_store
+from app.storage.opening import get_store, open_artifact_store
 
 MEBIBYTE = 1 << 20
 

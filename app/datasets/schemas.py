@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.documents.multipart import multipart_form
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 from app.tables import Dataset
 from trainers.configs import Config, Queue
 from trainers.configs.base import PRINTABLE_PATTERN, NonEmpty

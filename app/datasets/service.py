@@ -20,9 +20,9 @@ from app.jobs.schemas import JobCreate
 from app.models import references
 from app.models.templates import check_template
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import database_now, read_session, transaction
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import get_store
 from app.tables import Dataset, File, Job, Model
 from app.tables.base import new_id, utc_now
 from trainers.configs import PrepareConfig

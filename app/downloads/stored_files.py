@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 from app.downloads.ranges import ByteRange
-from app.storage.artifacts import get_store
 from app.storage.local_files import CHUNK_BYTES
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import get_store
 
 
 class Chunks(Iterator[bytes], Protocol):

@@ -6,8 +6,8 @@ from typing import Any
 from app.downloads.response import Download
 from app.downloads.stored_files import read_stored
 from app.evaluations.schemas import ReportFormat, RowsFormat
-from app.storage.artifacts import get_store
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
+from app.storage.opening import get_store
 
 REPORTS = {ReportFormat.html: "report.html", ReportFormat.markdown: "report.md"}
 ROWS_FILES = {RowsFormat.jsonl: "rows.jsonl", RowsFormat.parquet: "rows.parquet"}

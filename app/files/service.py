@@ -15,8 +15,8 @@ from app.http.errors import InUse, NotFound, field_error
 from app.http.paging import CursorQuery, paginate_by_id
 from app.http.text_check import UNSTORABLE
 from app.idempotency.creation import Record, ignore_creation
-from app.storage.artifacts import get_store
 from app.storage.database import database_now, read_session, transaction
+from app.storage.opening import get_store
 from app.tables import FINISHED, Batch, Dataset, File, FilePurpose, Run
 from app.tables.base import new_id, utc_now
 from trainers.data.conversion.csv_table import CsvOptions

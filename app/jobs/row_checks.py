@@ -11,9 +11,9 @@ from sqlalchemy import or_, select
 from sqlmodel import col
 
 from app.http.errors import Conflict, UnprocessableContent, field_error
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import get_store
 from app.tables import Dataset
 from trainers.configs import EvaluateConfig, PreflightConfig, Rows, StageKind
 from trainers.configs.metrics import MetricConfig, Metrics

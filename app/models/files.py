@@ -15,9 +15,9 @@ from app.downloads.tar_stream import TarEntry, stream_tar, tar_size
 from app.http.errors import NotFound
 from app.models.schemas import ModelFilesView, ModelFileView, ModelForm
 from app.models.service import get_model
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
+from app.storage.opening import get_store
 from app.tables import Model, ModelKind, Run
 from trainers.configs import StageKind
 from trainers.runtime.error_codes import ErrorCode

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.jobs.schemas import JobName
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 from app.tables import Dataset, Model, ModelKind, Run, RunStatus
 from trainers.configs import Config, Queue
 from trainers.configs.base import NonEmpty

@@ -18,8 +18,8 @@ from app.datasets.upload import FormUpload, UploadedFile, upload_name
 from app.http.documents.multipart import multipart_form
 from app.http.errors import UnprocessableContent, field_error
 from app.models import references
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.storage.remote.protocol import PublishedArtifact
 from app.tables import Model, ModelKind
 from app.tables.base import new_id

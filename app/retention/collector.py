@@ -21,9 +21,10 @@ from app.retention import answers, checkpoints, events, files, garbage, host_fil
 from app.retention.report import CollectionReport, Removal, RemovalCounts, count_stored
 from app.scheduling.periodic import repeat
 from app.settings import Settings
-from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.artifacts import ArtifactStore
 from app.storage.database import database_now, read_session, transaction
 from app.storage.inventory import KEY_PARTS, list_artifacts
+from app.storage.opening import get_store
 from app.tables import STORAGE_STATE_ID, StorageState
 from app.tables.base import new_id
 

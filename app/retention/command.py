@@ -6,7 +6,7 @@ from app.retention.collector import CollectionInterrupted, ForeignStore, collect
 from app.retention.host_files import collect_host_files
 from app.retention.report import CollectionReport, Removal
 from app.settings import Settings
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 
 MEBIBYTE = 1 << 20
 

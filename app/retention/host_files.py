@@ -21,10 +21,10 @@ from sqlmodel import Session, col
 from app.deployments.lifecycle import UNFINISHED
 from app.jobs.inputs import INPUT_ID
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.cache import USED_SUFFIX
 from app.storage.database import read_session
 from app.storage.inventory import PARTIAL_SUFFIX
+from app.storage.opening import get_store
 from app.tables import HELD, Checkpoint, Dataset, Deployment, Evaluation, Model, Run
 
 LOCK = "gc.lock"

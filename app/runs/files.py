@@ -7,8 +7,8 @@ from app.downloads.stored_files import read_stored
 from app.http.errors import NotFound
 from app.runs.schemas import RunFilesView, RunFileView
 from app.runs.service import get_run
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from trainers.runtime.error_codes import ErrorCode
 
 TEXT = "text/plain; charset=utf-8"

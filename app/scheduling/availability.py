@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from app.scheduling.incidents import describe_error
 from app.scheduling.queue import check_broker
 from app.storage import migrate
-from app.storage.artifacts import get_store
 from app.storage.database import get_engine
+from app.storage.opening import get_store
 
 logger = logging.getLogger(__name__)
 

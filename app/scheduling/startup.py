@@ -23,8 +23,9 @@ from app.scheduling.version import explain_worker_version, record_version
 from app.settings import Settings, get_settings
 from app.settings.secret_files import SecretFileUnusable, load_secret_variables
 from app.storage import migrate
-from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.artifacts import ArtifactStore
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine
+from app.storage.opening import get_store
 from app.storage.remote.errors import StoreRefused
 from trainers.runtime.redaction import redact
 

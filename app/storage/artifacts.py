@@ -9,13 +9,11 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from app.settings import get_settings
 from app.storage.cache import ArtifactCache
 from app.storage.local_files import CHUNK_BYTES, copy_file, link_file, publish_link, staged, write_file
 from app.storage.manifest import (
@@ -285,12 +283,3 @@ class ArtifactStore:
         with VerifyingReader(self.fs.open(self._path(key), "rb"), key, sha256) as file:
             while file.read(CHUNK_BYTES):
                 pass
-
-
-@lru_cache
-def get_store() -> ArtifactStore:
-    """Return the process's artifact store."""
-    # Its store is a subclass of the one above.
-    from app.storage.opening import open_artifact_store
-
-    return open_artifact_store(get_settings())

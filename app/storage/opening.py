@@ -1,6 +1,8 @@
 """The artifact store that the settings name: a disk, a bucket, the API, or another file system of fsspec."""
 
-from app.settings import Settings
+from functools import lru_cache
+
+from app.settings import Settings, get_settings
 from app.storage.api_store.client import SCHEMES, ArtifactsApi
 from app.storage.api_store.store import ApiArtifactStore
 from app.storage.artifacts import ArtifactStore
@@ -9,6 +11,12 @@ from app.storage.s3.files import open_bucket
 
 # Files that this host has verified before.
 VERIFIED = "verified-files.log"
+
+
+@lru_cache
+def get_store() -> ArtifactStore:
+    """Return the process's artifact store."""
+    return open_artifact_store(get_settings())
 
 
 def open_artifact_store(settings: Settings) -> ArtifactStore:

@@ -8,7 +8,7 @@ from sqlmodel import Session, col
 
 from app.retention.report import CollectionReport
 from app.settings import Settings
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 from app.storage.schemas import DiskView, StorageRowsView, StorageView
 from app.tables import (
     STORAGE_STATE_ID,

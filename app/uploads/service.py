@@ -14,8 +14,8 @@ from app.files import service as files
 from app.http.errors import HttpError, NotFound, PayloadTooLarge, field_error
 from app.idempotency.creation import Record
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.tables import File, Upload, UploadPart, UploadStatus
 from app.tables.base import utc_now
 from trainers.runtime.error_codes import ErrorCode

@@ -29,7 +29,7 @@ KILLED_UPLOAD = """
 import os, signal, sys
 from pathlib import Path
 from app.storage.api_store.client import ArtifactsApi
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 request, sent = ArtifactsApi.request, []
 def count(self, method, path, **options):
     response = request(self, method, path, **options)

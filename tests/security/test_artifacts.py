@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from app.artifacts import staging
 from app.settings import Settings
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 from app.tables import Dataset, Scope
 from tests.security.regression import Regression, ignore
 

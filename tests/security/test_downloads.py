@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from app.downloads.response import Download
 from app.downloads.stored_files import FileChunks
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 from app.tables import Model, ModelKind, Scope
 from tests.integration.app.stored_artifacts import add, publish
 from tests.security.regression import Regression

@@ -45,10 +45,10 @@ CHAINS = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_schema_that_multiplies_is_refused(name: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match=r"refer(s|) to (each other|itself)|applied together"):
         compile_schema(CHAINS[name])
-    assert time.monotonic() - started < MAX_SECONDS
+    assert time.process_time() - started < MAX_SECONDS
 
 
 TREES: dict[str, dict[str, Any]] = {
@@ -63,11 +63,11 @@ TREES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TREES)
 def test_a_value_that_multiplies_with_its_depth_is_refused(name: str) -> None:
     check = compile_schema({**TREES[name], "not": {"const": 1}})
-    started = time.monotonic()
+    started = time.process_time()
     deep = nested(1, 300)
     assert not check.is_valid(deep)
     assert "steps; the limit is" in str(check.explain(deep))
-    assert time.monotonic() - started < MAX_SECONDS
+    assert time.process_time() - started < MAX_SECONDS
     assert check.is_valid(nested(2, 3)) and not check.is_valid(1)
 
 
@@ -82,10 +82,10 @@ def test_the_analysis_of_a_large_schema_is_bounded() -> None:
     }
     long = chain(lambda one: {"allOf": [one]}, 800)
     for schema in (wide, long):
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(ValueError, match=r"applied together|too deeply"):
             compile_schema(schema)
-        assert time.monotonic() - started < MAX_SECONDS
+        assert time.process_time() - started < MAX_SECONDS
 
 
 def test_ordinary_schemas_and_large_values_are_checked() -> None:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from app.models import uploads
 from app.settings import get_settings
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 from app.tables import Scope
 from tests.security.regression import Regression
 

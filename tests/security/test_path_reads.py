@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from app.downloads.response import Download
 from app.downloads.stored_files import FileChunks
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
+from app.storage.opening import get_store
 from app.tables import Run, RunStatus
 from tests.security.regression import Regression, accept
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from sqlmodel import Session
 
 from app.files import service as files
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Batch, Run
 from serving.batch.files import CONTROL, Control, write_replaced
 from trainers.configs import BatchConfig

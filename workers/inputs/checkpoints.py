@@ -5,9 +5,9 @@ from collections.abc import Callable
 from sqlmodel import col, select
 
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import get_store
 from app.tables import Checkpoint, Run
 from trainers.configs import ModelRef
 from trainers.configs.base import CheckpointModel

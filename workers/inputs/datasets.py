@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Dataset, Run
 from trainers.configs import DatasetRef
 from trainers.configs.sources import HUB_DATASET, HubSource, Source

@@ -5,8 +5,8 @@ from typing import Any
 from sqlmodel import col, select
 
 from app.evaluations.latest import find_latest_evaluation
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Dataset, Evaluation, Run
 from trainers.configs import EvaluationFolder, GateConfig, LatestEvaluation, StageEvaluation
 from trainers.configs.stages.evaluations.gate import EVALUATION_PREFIX

@@ -12,9 +12,9 @@ from sqlmodel import col, select
 
 from app.retention.host_files import MODEL_VIEWS
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import get_store
 from app.tables import Model, ModelKind, Run
 from trainers.configs import AdaptedModel, ImportConfig, ModelRef, StageOutput
 from trainers.configs.references import (

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Comparison, Dataset, Evaluation, EvaluationScore, Run
 from trainers.configs import CompareConfig
 from trainers.configs.stage_table import Product

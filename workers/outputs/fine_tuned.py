@@ -22,8 +22,8 @@ from app.files.service import publish_content
 from app.fine_tuning.metrics import StepMetrics, checkpoint_metrics, read_step_metrics, write_results
 from app.fine_tuning.names import make_checkpoint_name
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Checkpoint, File, FilePurpose, FineTuningCheckpoint, FineTuningJob, Model, Run
 from app.tables.base import new_id
 from trainers.configs import DeploymentChoice, Queue

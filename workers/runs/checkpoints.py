@@ -16,8 +16,8 @@ from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
+from app.storage.opening import get_store
 from app.storage.remote.protocol import PublishedArtifact
 from app.tables import Checkpoint, EventType, Run
 from trainers.configs import TrainingConfig

@@ -15,8 +15,8 @@ from app.runs.attempt_outcome import AttemptOutcome
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
+from app.storage.opening import get_store
 from app.tables import Model, ModelKind, Run, RunStatus
 from app.tables.base import new_id
 from trainers.configs.stage_table import Product

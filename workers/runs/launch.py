@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from sqlmodel import col, select
 
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
+from app.storage.opening import get_store
 from app.tables import Checkpoint, Dataset, Run
 from trainers.configs import (
     AnyStage,

@@ -95,7 +95,7 @@ def _transfer(way: str, direction: str, folder: str, key: str) -> None:
         # What `aws s3 cp` uses, without our settings of the client.
         client = boto3.client("s3", endpoint_url=os.environ["TUNESMITH_S3_ENDPOINT_URL"])
     else:
-        from app.storage.artifacts import get_store
+        from app.storage.opening import get_store
 
         files = get_store().fs
     started = time.perf_counter()

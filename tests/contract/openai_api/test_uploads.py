@@ -15,8 +15,8 @@ from sqlmodel import col
 from app.files import service as files
 from app.retention import files as retention
 from app.retention.files import delete_expired_files, delete_upload_parts
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.tables import File, Upload, UploadPart
 from app.tables.base import utc_now
 from app.uploads import service as uploads

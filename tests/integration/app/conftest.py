@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from app.scheduling import incidents, queue
 from app.settings import Settings, get_settings
-from app.storage import artifacts, migrate
 from app.storage import database as database
+from app.storage import migrate, opening
 from app.storage.database import create_database_engine, database_now, transaction
 from app.tables import Dataset, Job, Run, RunNeed, RunStatus, Worker
 from tests.application import configured_app
@@ -153,7 +153,7 @@ def clear_caches() -> None:
     """Clear the caches, so that the next call reads the environment again."""
     assert queue.get_notifier().wait(30), "a notification of this test would be sent in the next one"
     caches = (get_settings, database.get_engine, queue.get_celery, queue.get_notify_incident)
-    for cached in (*caches, artifacts.get_store):
+    for cached in (*caches, opening.get_store):
         cached.cache_clear()
     incidents._OPEN.clear()
 

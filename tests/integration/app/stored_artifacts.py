@@ -12,9 +12,9 @@ from app.retention import collector
 from app.retention.collector import collect, hold_storage_lease
 from app.retention.report import CollectionReport, Removal
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
 from app.storage.inventory import list_artifacts
+from app.storage.opening import get_store
 from app.storage.verify import verify_store
 from app.tables import (
     Checkpoint,

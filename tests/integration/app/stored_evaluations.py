@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
+from app.storage.opening import get_store
 from app.tables import Evaluation, EvaluationScore, Run, RunStatus
 from trainers.configs import StageKind
 from trainers.evaluation.results import EvaluationResult, ModelScores, PairedDifference, Score

@@ -21,8 +21,8 @@ from app.backup.restore import Restoration, restore_backup
 from app.main import create_app
 from app.retention.collector import StorageLease, collect, hold_storage_lease
 from app.settings import Settings, get_settings
-from app.storage.artifacts import get_store
 from app.storage.database import create_database_engine, get_engine, read_session, transaction
+from app.storage.opening import get_store
 from app.storage.remote.protocol import PublishedArtifact
 from app.storage.verify import verify_store
 from app.tables import (

@@ -12,9 +12,9 @@ from app.retention import collector
 from app.retention.collector import ForeignStore, hold_storage_lease
 from app.retention.garbage import delete_garbage
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
 from app.storage.inventory import list_artifacts
+from app.storage.opening import get_store
 from app.tables import (
     Checkpoint,
     Event,

@@ -17,8 +17,8 @@ from app.http.errors import InUse, UnprocessableContent
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import get_engine, read_session, transaction
+from app.storage.opening import get_store
 from app.tables import (
     Checkpoint,
     Dataset,

@@ -19,8 +19,8 @@ from app.downloads.stored_files import FileChunks
 from app.main import create_app
 from app.models import files
 from app.settings import Settings, get_settings
-from app.storage.artifacts import get_store
 from app.storage.database import get_engine
+from app.storage.opening import get_store
 from app.tables import Model, ModelKind, Run, RunStatus
 from tests.integration.app.stored_artifacts import add, publish, set_values
 from trainers.configs import StageKind

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from app.backup.backup import create_backup
 from app.retention.collector import hold_storage_lease
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import get_engine
+from app.storage.opening import get_store
 from app.tables import Dataset, Evaluation, Run
 from tests.integration.app.stored_artifacts import list_faults, run_collection, stored_keys
 from tests.integration.app.stored_evaluations import (

@@ -19,8 +19,9 @@ from app.backup.layout import BackupFailed
 from app.backup.move import MoveResult, digest_rows, move_installation
 from app.retention.collector import INSTALLATION_KEY
 from app.settings import Settings
-from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.artifacts import ArtifactStore
 from app.storage.database import create_database_engine, get_engine, transaction
+from app.storage.opening import get_store
 from app.tables import Event, EventType, Job, Run, RunStatus
 from tests.integration.app.conftest import clear_caches
 from trainers.configs import Queue, StageKind

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from app.retention.events import ThinnedCurve
 from app.retention.report import RemovalReason
 from app.settings import Settings, SucceededCheckpoints
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.tables import (
     AliasVersion,
     ApiKey,

@@ -17,8 +17,8 @@ from app.jobs.schemas import MAX_RUNS
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
+from app.storage.opening import get_store
 from app.tables import Checkpoint, EventType, Run, RunStatus, Worker
 from app.tables.base import utc_now
 from tests.application import configured_app

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from app.__main__ import main
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
+from app.storage.opening import get_store
 from app.tables import Checkpoint, Model, ModelKind, Run, RunStatus
 from tests.integration.app.test_datasets import GOOD, upload
 from trainers.runtime.verified_files import _identity, hash_file

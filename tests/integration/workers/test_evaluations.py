@@ -15,8 +15,8 @@ from sqlmodel import select
 from app.comparisons.schemas import ComparisonCreate
 from app.comparisons.service import create_comparison
 from app.settings import EvaluationEndpoint
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.tables import Comparison, Evaluation, EvaluationScore, Run, RunStatus
 from tests.integration.app.conftest import make_job
 from tests.integration.app.stored_artifacts import set_values

@@ -18,8 +18,9 @@ from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
 from app.scheduling import queue, sweeper
 from app.storage import artifacts
-from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.storage.remote.protocol import PublishedArtifact
 from app.tables import (
     Checkpoint,

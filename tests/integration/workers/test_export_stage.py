@@ -14,8 +14,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.settings import get_settings
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
+from app.storage.opening import get_store
 from app.tables import Dataset, Job, Model, ModelKind, Run, RunStatus
 from tests.fake_hub import FakeHub, run_hub
 from tests.integration.app.conftest import client

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Model, ModelKind, Run
 from tests.fake_hub import FakeHub, run_hub
 from tests.integration.app.conftest import client

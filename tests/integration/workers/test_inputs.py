@@ -227,7 +227,7 @@ def test_a_checkpoint_that_was_changed_is_not_resumed(worker: WorkerContext, sub
 
 
 def save_checkpoint(store: Path, run_id: str) -> Checkpoint:
-    from app.storage.artifacts import get_store
+    from app.storage.opening import get_store
 
     folder = store.parent / "checkpoint"
     folder.mkdir()

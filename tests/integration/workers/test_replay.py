@@ -12,8 +12,8 @@ import pytest
 from sqlmodel import select
 from starlette.testclient import TestClient
 
-from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.opening import get_store
 from app.tables import Model, Run
 from tests.integration.app.conftest import client
 from tests.integration.trainers.conftest import training_rows, write_rows

@@ -11,8 +11,8 @@ import pytest
 from sqlmodel import col, select
 
 from app.runs import lifecycle
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.tables import Event, EventType, Run, RunStatus
 from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import EngineKind, StageKind

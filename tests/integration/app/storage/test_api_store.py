@@ -22,10 +22,10 @@ from app.storage.api_store import client as api_client
 from app.storage.api_store.client import ArtifactsApi, parse_api_url
 from app.storage.api_store.store import ApiArtifactStore
 from app.storage.api_store.upload import CHUNK_BYTES
-from app.storage.artifacts import get_store
 from app.storage.database import transaction
 from app.storage.inventory import list_artifacts
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import get_store
 from app.storage.remote.errors import ArtifactExists, StoreCredentialsRefused, StoreUnreachable
 from app.tables import Scope
 

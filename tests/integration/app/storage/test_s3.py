@@ -22,9 +22,9 @@ from app.http.health import ReadinessChecks
 from app.retention.open_uploads import abort_uploads
 from app.scheduling.startup import SettingUnusable, prepare_store
 from app.settings import Settings, get_settings
-from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import ArtifactCorrupt
-from app.storage.opening import open_artifact_store
+from app.storage.opening import get_store, open_artifact_store
 from app.storage.remote.errors import (
     ArtifactExists,
     BucketInOtherRegion,
@@ -46,7 +46,7 @@ FOLDER_KEYS = (".manifest.json", "config.json", "empty", "parts/weights")
 KILLED_UPLOAD = """
 import os, signal, sys
 from pathlib import Path
-from app.storage.artifacts import get_store
+from app.storage.opening import get_store
 sent = []
 def count(**_):
     sent.append(1)

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from app.deployments import lifecycle
 from app.deployments.create import build_deployment, insert_deployment
-from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.opening import get_store
 from app.tables import Deployment, DeploymentStatus, Model, ModelKind
 from trainers.configs import DeploymentChoice, EngineKind, ParityMode, Queue
 from workers.engines.deployment_manager import DeploymentManager
