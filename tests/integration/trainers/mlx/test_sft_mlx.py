@@ -236,7 +236,8 @@ def test_rows_beyond_a_window_that_mlx_ignores_are_refused_and_shorter_ones_trai
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 1200}
-    model = Gemma2ForCausalLM(Gemma2Config(**sizes, num_attention_heads=2, head_dim=32, sliding_window=64))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, sliding_window=64))
     base = tmp_path / "base"
     model.save_pretrained(base)
     load_tokenizer(str(starter)).save_pretrained(base)
