@@ -31,6 +31,8 @@ def configure_logging(level: str) -> None:
     logging.getLogger("uvicorn.access").disabled = True
     # One line for each health check of an engine would hide everything else.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    # At its level of debugging, it writes requests with user data, whose key the redaction cannot recognize.
+    logging.getLogger("botocore").setLevel(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.WARNING)
 

@@ -90,12 +90,14 @@ def release_lease(session: Session, lease: KeeperLease) -> None:
     session.execute(statement.execution_options(synchronize_session=False))
 
 
-def update_cloud(
-    session: Session, lease: KeeperLease, values: dict[str, Any], clock: Clock = database_now
-) -> None:
-    """Write columns of the cloud; raises LeaseTaken."""
-    is_held = _names_holder(lease), col(CloudState.lease_expires_at) > clock(0)
-    statement = update(CloudState).where(*is_held).values(**values).returning(col(CloudState.name))
+def update_cloud(session: Session, lease: KeeperLease, values: dict[str, Any]) -> None:
+    """Write columns of the cloud; raises LeaseTaken.
+
+    A lease that has expired, and that nobody has taken, is still held: each taking counts its epoch.
+    """
+    statement = (
+        update(CloudState).where(_names_holder(lease)).values(**values).returning(col(CloudState.name))
+    )
     if session.scalar(statement.execution_options(synchronize_session=False)) is None:
         raise LeaseTaken(f"{lease.worker_id} does not keep {lease.cloud} any more")
 

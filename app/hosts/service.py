@@ -16,7 +16,7 @@ from app.http.paging import PageQuery, paginate_newest_first
 from app.idempotency.creation import Record
 from app.runs.schemas import ErrorView
 from app.settings import Settings
-from app.storage.database import database_now, transaction
+from app.storage.database import database_now, lock_name, transaction
 from app.tables import Host, HostStatus, StopReason, Worker
 from app.workers.service import AliveWorkers
 from trainers.configs.clouds.offers import CloudName
@@ -81,7 +81,7 @@ def create_host(settings: Settings, body: HostCreate, created_by: str, record: R
 
 def require_room(session: Session, settings: Settings) -> None:
     """Raise TooManyHosts if no further host may exist."""
-    count = count_unfinished(session)
+    count = count_for_insert(session)
     if count >= settings.max_hosts:
         hosts = "1 cloud host exists" if count == 1 else f"{count} cloud hosts exist"
         raise TooManyHosts(
@@ -102,8 +102,9 @@ def sum_ended_spend(session: Session, cloud: CloudName) -> float:
     return session.scalar(select(func.sum(col(Host.spend_usd))).where(*ended)) or 0.0
 
 
-def count_unfinished(session: Session) -> int:
-    """Return the number of hosts that may have a machine."""
+def count_for_insert(session: Session) -> int:
+    """Return the number of hosts that may have a machine; only this transaction adds to it until it ends."""
+    lock_name(session, "hosts")
     statement = select(func.count()).select_from(Host).where(col(Host.status).not_in(ENDED))
     return session.scalar(statement) or 0
 

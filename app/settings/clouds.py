@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings
 
 from trainers.configs.clouds import MAX_USD, CloudName, MachineType
 
-UsdPerHour = Annotated[float, Field(ge=0, le=MAX_USD)]
+UsdPerHour = Annotated[float, Field(gt=0, le=MAX_USD)]
 
 
 class CloudSettings(BaseSettings):

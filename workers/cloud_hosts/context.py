@@ -43,6 +43,8 @@ class KeeperContext:
     make_user_data: Callable[[Host, str], str]
     """Returns the user data of a host that joins with this API key."""
     clock: Clock = database_now
+    accepted: dict[str, datetime] = field(default_factory=dict)
+    """Since when the cloud has accepted requests to terminate a machine that its list still contains."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from itertools import takewhile
 from sqlalchemy import Select, exists, select
 from sqlmodel import Session, col
 
-from app.hosts.service import count_unfinished
+from app.hosts.service import count_for_insert
 from app.hosts.spend import HOUR_SECONDS, sum_spend
 from app.runs import lifecycle as runs
 from app.tables import CloudState, Host, HostStatus, Job, JobHost, Run, RunStatus
@@ -93,7 +93,7 @@ def _is_due(sweep: Sweep, earlier: Sequence[Host]) -> bool:
 
 
 def _has_room(session: Session, sweep: Sweep) -> bool:
-    return count_unfinished(session) < sweep.context.settings.max_hosts
+    return count_for_insert(session) < sweep.context.settings.max_hosts
 
 
 def _find_offer(session: Session, wanted: JobHost) -> Offer | None:

@@ -25,8 +25,9 @@ from workers.cloud_hosts.context import (
     load_facts,
     load_hosts,
 )
+from workers.cloud_hosts.faults import report
 from workers.cloud_hosts.stop_rules import HostFailed, Stop, find_stop
-from workers.clouds.protocol import CloudError, Machine, MachineState
+from workers.clouds.protocol import CloudError, CloudErrorKind, Machine, MachineState
 
 MAX_SHOWN_FAULTS = 5
 # An idle host may end this much earlier than its idle time says.
@@ -46,6 +47,8 @@ class HostKeeper:
         self._context = context
         self._worker_id = worker_id
         self._lease: KeeperLease | None = None
+        self._orphans: set[str] = set()
+        """Machines that no row wants, which were counted."""
 
     def sweep(self) -> None:
         """Compare machines and rows once, unless another worker keeps the cloud; raises CloudSweepFailed."""
@@ -76,18 +79,19 @@ class HostKeeper:
     def _sweep(self, lease: KeeperLease, now: datetime) -> list[str]:
         faults: list[str] = []
         machines: list[Machine] = []
-        try:
+        with report(faults, f"{lease.cloud} does not list its machines"):
             machines = self._context.cloud.list_tagged(self._context.installation)
-        except CloudError as error:
-            faults.append(f"{lease.cloud} does not list its machines: {error.message}")
         sweep = Sweep(self._context, lease, now, is_listed=not faults)
-        with transaction() as session:
+        if sweep.is_listed:
+            for machine_id in self._context.accepted.keys() - {machine.id for machine in machines}:
+                del self._context.accepted[machine_id]
+        with report(faults, "the hosts of jobs"), transaction() as session:
             job_hosts.create_waiting(session, sweep)
         with read_session() as session:
             hosts = load_hosts(session, sweep, {m.host_id for m in machines if m.host_id is not None})
             facts = load_facts(session, sweep, [host for host in hosts if not host.status.finished])
         # What costs money for nothing comes first.
-        n_orphans = self._terminate_surplus(machines, hosts, faults)
+        n_orphans = self._terminate_surplus(sweep, machines, hosts, faults)
         unfinished = [host for host in hosts if not host.status.finished]
         by_id = {machine.id: machine for machine in machines}
         for host in sorted(unfinished, key=lambda host: host.status.wanted):
@@ -95,7 +99,8 @@ class HostKeeper:
             self._step(sweep, host, facts[host.id], machine, faults)
         # A worker that saves its runs still needs its tunnel.
         reached = [host for host in unfinished if host.status is not HostStatus.terminating]
-        self._context.tunnels.keep([host for host in reached if host.machine_id is not None])
+        with report(faults, "the tunnels to hosts"):
+            self._context.tunnels.keep([host for host in reached if host.machine_id is not None])
         offers.refresh(sweep, faults)
         self._record(sweep, n_orphans, faults)
         return faults
@@ -104,16 +109,18 @@ class HostKeeper:
         self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None, faults: list[str]
     ) -> None:
         """Bring one host forward; a failure does not keep the others waiting."""
-        try:
-            self._advance(sweep, host, facts, machine)
-        except CloudError as error:
-            if host.status is HostStatus.terminating and terminate.record_failure(sweep, host):
+        with report(faults, f"host {host.id}"):
+            _keep_lease(sweep)
+            try:
+                _require_region(sweep, host)
+                self._advance(sweep, host, facts, machine)
+            except CloudError as error:
+                if host.status is not HostStatus.terminating or not terminate.record_failure(sweep, host):
+                    raise
                 faults.append(
                     f"the termination of host {host.id} (machine {host.machine_id}) is overdue, and it is "
                     f"billed: {error.message}"
                 )
-            else:
-                faults.append(f"host {host.id}: {error.message}")
 
     def _advance(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> None:
         if host.machine_id is None and machine is not None:
@@ -137,11 +144,20 @@ class HostKeeper:
             _follow_boot(sweep, host, facts, machine)
 
     def _find_stop(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> Stop | None:
+        # First what needs no further response of the cloud.
+        if (stop := find_stop(sweep, host, facts, machine)) is not None:
+            return stop
         is_missing = host.machine_id is not None and machine is None and sweep.is_listed
-        if is_missing and terminate.is_gone(sweep, host):
-            reason = StopReason.interrupted if host.spot else StopReason.machine_lost
-            return Stop(reason, HostFailed(f"The cloud has ended the machine {host.machine_id}."))
-        return find_stop(sweep, host, facts, machine)
+        if not is_missing or not terminate.is_gone(sweep, host):
+            return None
+        if facts.workers:
+            raise CloudError(
+                CloudErrorKind.unauthorized,
+                f"{host.cloud} does not know the machine {host.machine_id}, whose worker is alive: either it "
+                "has just ended, or the worker with the keys of the cloud has those of another account.",
+            )
+        reason = StopReason.interrupted if host.spot else StopReason.machine_lost
+        return Stop(reason, HostFailed(f"The cloud has ended the machine {host.machine_id}."))
 
     def _launch(self, sweep: Sweep, host: Host) -> None:
         limit = sweep.context.settings.host_launch_seconds
@@ -152,22 +168,20 @@ class HostKeeper:
             launch.launch(sweep, host)
 
     def _terminate_surplus(
-        self, machines: Sequence[Machine], hosts: Sequence[Host], faults: list[str]
+        self, sweep: Sweep, machines: Sequence[Machine], hosts: Sequence[Host], faults: list[str]
     ) -> int:
-        """Terminate the machines that no row wants; return how many are still to end."""
+        """Terminate the machines that no row wants; return how many of them are new."""
         rows = {host.id: host for host in hosts}
         count = 0
         for machine in machines:
             if machine.state.is_gone or not is_surplus(machine, rows.get(machine.host_id or "")):
                 continue
-            if machine.state is MachineState.terminating:
-                continue
-            count += 1
-            logger.error("terminating the orphan %s, tagged as host %s", machine.id, machine.host_id)
-            try:
-                self._context.cloud.terminate(machine.id)
-            except CloudError as error:
-                faults.append(f"the machine {machine.id} belongs to no host and is billed: {error.message}")
+            if machine.state is not MachineState.terminating and machine.id not in self._orphans:
+                self._orphans.add(machine.id)
+                count += 1
+                logger.error("terminating the orphan %s, tagged as host %s", machine.id, machine.host_id)
+            with report(faults, f"the machine {machine.id} belongs to no host and is billed"):
+                terminate.request_end(sweep, machine.id, machine)
         return count
 
     def _record(self, sweep: Sweep, n_orphans: int, faults: Sequence[str]) -> None:
@@ -180,7 +194,7 @@ class HostKeeper:
         if not faults:
             values["swept_at"] = clock(0)
         with transaction() as session:
-            lifecycle.update_cloud(session, sweep.lease, values, clock)
+            lifecycle.update_cloud(session, sweep.lease, values)
 
 
 def is_surplus(machine: Machine, host: Host | None) -> bool:
@@ -190,6 +204,28 @@ def is_surplus(machine: Machine, host: Host | None) -> bool:
     if host.machine_id is not None:
         return machine.id != host.machine_id
     return machine.epoch != host.epoch
+
+
+def _keep_lease(sweep: Sweep) -> None:
+    """Extend the lease if the calls for other hosts have used half of it; raises LeaseTaken."""
+    clock = sweep.context.clock
+    is_old = col(CloudState.lease_expires_at) < clock(LEASE_SECONDS / 2)
+    with read_session() as session:
+        if session.scalar(select(is_old).where(col(CloudState.name) == sweep.lease.cloud)) is False:
+            return
+    with transaction() as session:
+        lifecycle.update_cloud(session, sweep.lease, {"lease_expires_at": clock(LEASE_SECONDS)})
+
+
+def _require_region(sweep: Sweep, host: Host) -> None:
+    """Raise CloudError if the host may have a machine in a region that the keys do not show."""
+    region = sweep.context.cloud.region
+    if host.attempted_at is not None and region not in (None, host.region):
+        raise CloudError(
+            CloudErrorKind.invalid_request,
+            f"its machine is in {host.region}, and the worker with the keys sees {region} only. It is "
+            "billed, and nothing ends it, until the variables of that worker name its region again.",
+        )
 
 
 def _find_unrecorded(machines: Sequence[Machine], host: Host) -> Machine | None:

@@ -99,7 +99,7 @@ def _start_attempt(sweep: Sweep, host: Host) -> tuple[Host, str] | None:
     """
     clock = sweep.context.clock
     with transaction() as session:
-        lifecycle.update_cloud(session, sweep.lease, {"lease_expires_at": clock(LEASE_SECONDS)}, clock)
+        lifecycle.update_cloud(session, sweep.lease, {"lease_expires_at": clock(LEASE_SECONDS)})
         _revoke(session, host.key_id)
         key, secret = create_key(session, KeyCreate(name=f"host {host.id}", scopes=[Scope.worker]))
         values = {"epoch": col(Host.epoch) + 1, "attempted_at": clock(0), "launch_at": None, "key_id": key.id}

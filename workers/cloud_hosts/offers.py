@@ -4,7 +4,7 @@ from app.hosts import lifecycle
 from app.storage.database import read_session, transaction
 from app.tables import CloudState
 from workers.cloud_hosts.context import Sweep
-from workers.clouds.protocol import CloudError
+from workers.cloud_hosts.faults import report
 
 REFRESH_SECONDS = 1800.0
 
@@ -15,12 +15,8 @@ def refresh(sweep: Sweep, faults: list[str]) -> None:
         state = session.get_one(CloudState, sweep.lease.cloud)
     if state.offers_at is not None and not sweep.has_passed(state.offers_at, REFRESH_SECONDS):
         return
-    try:
-        offers = sweep.context.cloud.list_offers()
-    except CloudError as error:
-        faults.append(f"{sweep.lease.cloud} does not list its offers: {error.message}")
-        return
-    clock = sweep.context.clock
-    values = {"offers": [offer.model_dump(mode="json") for offer in offers], "offers_at": clock(0)}
-    with transaction() as session:
-        lifecycle.update_cloud(session, sweep.lease, values, clock)
+    with report(faults, f"{sweep.lease.cloud} does not list its offers"):
+        offers = [offer.model_dump(mode="json") for offer in sweep.context.cloud.list_offers()]
+        with transaction() as session:
+            values = {"offers": offers, "offers_at": sweep.context.clock(0)}
+            lifecycle.update_cloud(session, sweep.lease, values)

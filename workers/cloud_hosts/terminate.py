@@ -15,7 +15,10 @@ from app.webhooks.outbox import record_event
 from workers.cloud_hosts.context import SETTLE_SECONDS, HostWork, Sweep
 from workers.cloud_hosts.launch import has_settled
 from workers.cloud_hosts.stop_rules import ABRUPT, FAILURES, Stop
-from workers.clouds.protocol import Machine, MachineState
+from workers.clouds.protocol import CloudError, CloudErrorKind, Machine, MachineState
+
+# How long a large machine may take to shut down.
+SHUTDOWN_SECONDS = 1800.0
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +63,24 @@ def terminate(sweep: Sweep, host: Host, machine: Machine | None) -> None:
     if machine is not None and machine.state.is_gone:
         _end(sweep, host)
         return
-    if machine is None or machine.state is not MachineState.terminating:
-        sweep.context.cloud.terminate(host.machine_id)
+    request_end(sweep, host.machine_id, machine)
+
+
+def request_end(sweep: Sweep, machine_id: str, machine: Machine | None) -> None:
+    """Ask the cloud to terminate a machine, unless it does so already; `machine` is its entry of the list.
+
+    Raises CloudError if the request failed, or if earlier ones were accepted and have had no effect for long.
+    """
+    is_ending = machine is not None and machine.state is MachineState.terminating
+    if not is_ending:
+        sweep.context.cloud.terminate(machine_id)
+    accepted_at = sweep.context.accepted.setdefault(machine_id, sweep.now)
+    limit = sweep.context.settings.host_overdue_seconds
+    if machine is not None and sweep.has_passed(
+        accepted_at, max(limit, SHUTDOWN_SECONDS) if is_ending else limit
+    ):
+        message = f"the cloud accepts the request to terminate it, and it is still {machine.state}."
+        raise CloudError(CloudErrorKind.unreachable, message)
 
 
 def record_failure(sweep: Sweep, host: Host) -> bool:

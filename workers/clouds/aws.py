@@ -75,6 +75,7 @@ class AwsCloud:
         `prices` in US dollars per hour replace those of AWS and of the table, by type.
         """
         self._account, self._image, self._disk_gib = account, image, disk_gib
+        self.region: str | None = account.region
         # Retries are the caller's: it lists before it launches again, and its calls end within a known time.
         options = BotoConfig(
             retries={"mode": "standard", "total_max_attempts": 1},

@@ -45,6 +45,7 @@ class LambdaCloud:
     """The machines of one account. Threads share it."""
 
     name = CloudName.lambda_cloud
+    region: str | None = None
 
     def __init__(
         self,
@@ -237,7 +238,9 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _read_tags(item: dict[str, Any]) -> dict[str, str]:
-    return {str(tag.get("key")): str(tag.get("value")) for tag in item.get("tags") or []}
+    tags = item.get("tags")
+    found = [tag for tag in tags if isinstance(tag, dict)] if isinstance(tags, list) else []
+    return {str(tag.get("key")): str(tag.get("value")) for tag in found}
 
 
 def _checked_id(machine_id: str) -> str:

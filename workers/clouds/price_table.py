@@ -87,6 +87,10 @@ def make_offer(
         usd, date, source = specs.usd_per_hour, table.date, PriceSource.table
     else:
         return None
+    if not usd > 0:
+        # No cap would ever end a machine of this price.
+        logger.warning("%s gives %s the price %s, so it is not offered", cloud, specs.type, usd)
+        return None
     try:
         return Offer(
             cloud=cloud,

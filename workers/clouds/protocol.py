@@ -129,6 +129,8 @@ class Cloud(Protocol):
     """A cloud. Every call raises CloudError, ends within a bounded time, and may be repeated."""
 
     name: CloudName
+    region: str | None
+    """The only region of whose machines the calls tell; None: of all."""
 
     def list_offers(self) -> list[Offer]:
         """Return the types of machines with GPUs that the account may launch, cheapest first."""

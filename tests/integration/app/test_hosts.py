@@ -1,15 +1,19 @@
 """Hosts are requested, shown and terminated as rows; nothing here calls a cloud."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
-from sqlmodel import select
+from sqlmodel import Session, select
 from starlette.testclient import TestClient
 
 from app.hosts.offers import capability_of
-from app.hosts.service import read_now
+from app.hosts.schemas import HostCreate
+from app.hosts.service import TooManyHosts, create_host, read_now
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import CloudState, Host, HostStatus, Scope
@@ -165,6 +169,30 @@ def test_no_more_hosts_exist_than_the_settings_allow(
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "too_many_hosts")
     write(first, status=HostStatus.terminated)
     assert admin.post(URL, json=BODY).status_code == 201
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_simultaneous_requests_launch_no_more_hosts_than_the_settings_allow(
+    admin: TestClient, cloud: CloudState, settings: Settings
+) -> None:
+    settings.max_hosts = 1
+    body = HostCreate.model_validate(BODY)
+    met = Barrier(2)
+
+    def meet(session: Session, host_id: str) -> None:
+        # Without a lock, both requests have counted the hosts before one commits.
+        with suppress(BrokenBarrierError):
+            met.wait(0.5)
+
+    def post(_: int) -> int:
+        try:
+            create_host(settings, body, "", meet)
+        except TooManyHosts:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        assert sum(pool.map(post, range(2))) == 1
 
 
 def test_a_ready_host_saves_before_its_end_and_others_end_at_once(

@@ -81,6 +81,7 @@ class SimulatedCloud:
     random: random.Random
     rates: FaultRates
     name: CloudName = CloudName.lambda_cloud
+    region: str | None = None
     machines: dict[str, SimulatedMachine] = field(default_factory=dict)
     double_launches: list[str] = field(default_factory=list)
     fault_count: int = 0

@@ -207,7 +207,7 @@ def test_another_keeper_waits_for_the_end_of_the_lease_and_the_first_then_writes
     other.sweep()
     stale = lifecycle.KeeperLease(CloudName.lambda_cloud, "worker_1", 1)
     with pytest.raises(lifecycle.LeaseTaken), transaction() as session:
-        lifecycle.update_cloud(session, stale, {"error": "late"}, control.clock)
+        lifecycle.update_cloud(session, stale, {"error": "late"})
     host_id = control.add_host()
     with transaction() as session:
         guards = [lifecycle.is_kept_by(stale, control.clock)]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.clouds.faults import Fault
 from tests.clouds.http_stand_in import HttpStandIn
-from tests.clouds.lambda_stand_in import API_KEY, LambdaStandIn
+from tests.clouds.lambda_stand_in import API_KEY, TYPES, LambdaStandIn
 from trainers.configs.clouds import PriceSource
 from workers.clouds.accounts import LambdaAccount
 from workers.clouds.lambda_api import LambdaApi
@@ -144,6 +144,14 @@ def test_offers_have_lambdas_prices_and_say_where_capacity_is(lambda_cloud: Lamb
     assert (small.region, small.is_home) == ("us-east-1", True)
     assert (large.usd_per_hour, large.has_capacity, large.gpu_count) == (31.92, False, 8)
     assert {small.price_source, large.price_source} == {PriceSource.cloud}
+
+
+def test_a_type_of_the_price_zero_is_not_offered_because_no_cap_would_end_it(
+    lambda_cloud: LambdaCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cents, *rest = TYPES["gpu_1x_a10"]
+    monkeypatch.setitem(TYPES, "gpu_1x_a10", (0 * cents, *rest))
+    assert {offer.type for offer in lambda_cloud.list_offers()} == {"gpu_8x_h100_sxm5"}
 
 
 @pytest.mark.parametrize("url", ["http://cloud.lambda.ai/api/v1", "ftp://x", "https://a:b@x/api", "x"])
