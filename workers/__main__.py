@@ -44,6 +44,7 @@ from workers.hosts.host_use import SAMPLE_SECONDS
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.joining.command import join_command, leave_command
 from workers.joining.env_file import load_env_file
+from workers.joining.join import find_joined_env_file
 from workers.runs.dispatcher import RunDispatcher
 from workers.tracking.services import explain_missing_packages
 from workers.tunnels.tunnel import Tunnel, TunnelBroken
@@ -84,6 +85,8 @@ def main(
     ] = False,
 ) -> None:
     """Run one worker; exit with 0 after it was asked to stop, and with 1 if Celery ended by itself."""
+    if env_file is None and context.invoked_subcommand == "doctor":
+        env_file = find_joined_env_file()
     if env_file is not None:
         try:
             load_env_file(env_file)

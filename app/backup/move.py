@@ -86,6 +86,10 @@ def _stopped_service(source: Engine) -> Iterator[None]:
     """Require that no other process has the database open, and keep others from writing for the block."""
     source.dispose()
     path = str(source.url.database)
+    if not Path(path).is_file():
+        raise BackupFailed(
+            f"There is no database {path}. Set TUNESMITH_DATA_DIR to the folder of the installation to move."
+        )
     lock = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
     try:
         # A change of the journal needs the file for itself, so it fails while any process has it open.

@@ -90,6 +90,13 @@ def default_data_dir(user: str) -> Path:
     return Path.home() / ".local" / "share" / "tunesmith"
 
 
+def find_joined_env_file() -> Path | None:
+    """Return the env file of the joined worker of this host, unless other settings name a database."""
+    path = default_data_dir("") / NAME
+    has_settings = "TUNESMITH_DATABASE_URL" in os.environ or Path(".env").is_file()
+    return path if path.is_file() and not has_settings else None
+
+
 def write_variables(options: JoinOptions) -> JoinedHost:
     """Ask the control plane for what the worker needs, and write it into the env file.
 

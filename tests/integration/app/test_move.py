@@ -118,6 +118,13 @@ def test_a_service_that_runs_is_refused(filled: None, target: str) -> None:
     assert move(target).n_rows > 0
 
 
+def test_a_folder_without_an_installation_is_refused(filled: None, target: str, tmp_path: Path) -> None:
+    source = create_database_engine(f"sqlite:///{tmp_path / 'absent.db'}")
+    with pytest.raises(BackupFailed, match=r"no database .*absent\.db\. Set TUNESMITH_DATA_DIR"):
+        move_installation(source, get_store(), target, None, lambda _: None)
+    assert not (tmp_path / "absent.db").exists()
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from workers.__main__ import program
 from workers.joining.control_plane import JoinFailed
 from workers.joining.env_file import load_env_file, read_env_file, write_env_file
-from workers.joining.join import JoinOptions, default_data_dir, write_variables
+from workers.joining.join import JoinOptions, default_data_dir, find_joined_env_file, write_variables
 from workers.joining.units import WorkerUnit
 
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40)
@@ -98,3 +98,16 @@ def test_an_address_without_a_scheme_is_refused_with_one_that_has_it(tmp_path: P
 def test_a_user_that_does_not_exist_is_named(command: list[str]) -> None:
     result = CliRunner().invoke(program, [*command, "--user", "nobody-of-this-name"])
     assert result.exit_code == 1 and "useradd --create-home nobody-of-this-name" in str(result.output)
+
+
+def test_the_file_of_a_joined_host_is_found_unless_settings_name_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TUNESMITH_DATABASE_URL", raising=False)
+    monkeypatch.setattr("workers.joining.join.default_data_dir", lambda user: tmp_path)
+    assert find_joined_env_file() is None
+    (tmp_path / "worker.env").write_text("TUNESMITH_DATABASE_URL='postgresql://h/d'\n")
+    assert find_joined_env_file() == tmp_path / "worker.env"
+    monkeypatch.setenv("TUNESMITH_DATABASE_URL", "sqlite:///other.db")
+    assert find_joined_env_file() is None
