@@ -10,6 +10,7 @@ from app.storage.manifest import (
     MANIFEST,
     OTHER_HASH,
     ArtifactCorrupt,
+    check_hash,
     parse_manifest,
     verify_file,
     verify_folder,
@@ -33,6 +34,7 @@ class ArtifactCache:
 
     def fetch_folder(self, source: str, key: str, sha256: str) -> Path:
         """Return a copy of the folder at the remote path `source`; raises as `ArtifactStore.fetch_folder`."""
+        check_hash(sha256, key)
         copy = self._folder / sha256
         _record_use(copy)
         if copy.is_dir() and _is_intact(lambda: verify_folder(copy, key, sha256, self._verified)):
@@ -53,6 +55,7 @@ class ArtifactCache:
 
     def fetch_file(self, source: str, key: str, sha256: str) -> Path:
         """Return a copy of the file at the remote path `source`; raises as `ArtifactStore.fetch_file`."""
+        check_hash(sha256, key)
         copy = self._folder / sha256
         _record_use(copy)
         if copy.is_file() and _is_intact(lambda: verify_file(copy, key, sha256, self._verified)):

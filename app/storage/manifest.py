@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
 
 from app.http.errors import InternalServerError
@@ -15,6 +16,7 @@ from trainers.runtime.verified_files import VerifiedFiles
 
 MANIFEST = ".manifest.json"
 OTHER_HASH = "has another SHA-256 than when it was published"
+HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # hashlib releases the interpreter's lock: files of one folder are read side by side.
 MAX_READERS = min(4, os.cpu_count() or 1)
 
@@ -41,7 +43,22 @@ def parse_manifest(manifest: bytes, key: str, sha256: str) -> list[dict[str, Any
     if hashlib.sha256(manifest).hexdigest() != sha256:
         raise ArtifactCorrupt(key, f"{MANIFEST} {OTHER_HASH}")
     files: list[dict[str, Any]] = json.loads(manifest)["files"]
+    for file in files:
+        # A host that can write to the bucket and to rows could otherwise write files on other hosts.
+        if not _is_relative(str(file["path"])):
+            raise ArtifactCorrupt(key, f"{str(file['path'])[:100]!r} is not the path of a file in it")
     return files
+
+
+def check_hash(sha256: str, key: str) -> None:
+    """Raise ArtifactCorrupt unless it is a SHA-256 in hexadecimal: it names the copy in the cache."""
+    if HASH.fullmatch(sha256) is None:
+        raise ArtifactCorrupt(key, f"{sha256[:100]!r} is not a SHA-256")
+
+
+def _is_relative(path: str) -> bool:
+    parts = path.split("/")
+    return "\0" not in path and ".." not in parts and PurePosixPath(path).parts == tuple(parts)
 
 
 def verify_file(file: Path, key: str, sha256: str, verified: VerifiedFiles) -> None:

@@ -15,6 +15,8 @@ from starlette.testclient import TestClient
 
 from app.artifacts import staging
 from app.settings import Settings
+from app.storage.artifacts import ArtifactStore
+from app.storage.manifest import MANIFEST, ArtifactCorrupt, encode_manifest
 from app.storage.opening import get_store
 from app.tables import Dataset, Scope
 from tests.security.regression import Regression, ignore
@@ -233,6 +235,29 @@ def test_the_artifacts_of_rows_are_not_deleted(
     assert worker.delete("/api/v1/artifacts/datasets/d").json()["error"]["code"] == "in_use"
     assert worker.delete("/api/v1/artifacts/runs/r/1/log.txt").status_code == 422
     assert get_store().exists("datasets/d")
+
+
+@pytest.mark.parametrize("path", ["../../planted", "/tmp/planted-by-a-manifest", "a/../../../planted"])
+def test_a_manifest_in_the_bucket_writes_no_file_outside_the_copy_of_its_folder(
+    tmp_path: Path, path: str
+) -> None:
+    bucket = ArtifactStore("memory://planted", tmp_path / "cache")
+    manifest = encode_manifest([{"path": path, "size_bytes": len(CONTENT), "sha256": SHA256}])
+    bucket.fs.pipe_file(f"{bucket.root}/models/m/{MANIFEST}", manifest)
+    bucket.fs.pipe_file(f"{bucket.root}/models/m/{path}", CONTENT)
+    with pytest.raises(ArtifactCorrupt, match="is not the path of a file"):
+        bucket.fetch_folder("models/m", hashlib.sha256(manifest).hexdigest())
+    assert not Path("/tmp/planted-by-a-manifest").exists() and not list(tmp_path.rglob("planted"))
+
+
+def test_the_hash_of_a_row_leads_to_no_folder_outside_the_cache(tmp_path: Path) -> None:
+    bucket = ArtifactStore("memory://planted", tmp_path / "cache")
+    (tmp_path / "home").mkdir()
+    for fetch in (bucket.fetch_file, bucket.fetch_folder):
+        for sha256 in ("../home", str(tmp_path / "home")):
+            with pytest.raises(ArtifactCorrupt, match="is not a SHA-256"):
+                fetch("models/m", sha256)
+    assert (tmp_path / "home").is_dir()
 
 
 REGRESSIONS = [
