@@ -17,7 +17,7 @@ from sqlmodel import Session, col
 from app.http.errors import Forbidden, Unauthorized
 from app.scheduling.incidents import Incident
 from app.storage.database import DATABASE_UNAVAILABLE, database_now, read_session, transaction
-from app.tables import ApiKey, Scope
+from app.tables import ApiKey, Host, HostStatus, Scope, WorkerCredential
 from serving.http.addresses import is_forwarded, is_local_request
 
 LAST_USED_INTERVAL_SECONDS = 60
@@ -57,6 +57,7 @@ _LAST_USE_OUTDATED = or_(
     col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < database_now(-LAST_USED_INTERVAL_SECONDS)
 )
 _LAST_USE_INCIDENT = Incident("recording the last use of keys")
+ENDED_HOSTS = [status for status in HostStatus if status.finished]
 LOCAL_CALLER = Caller("", frozenset({Scope.admin}))
 
 
@@ -105,7 +106,7 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
     """
     with read_session() as session:
         found = _find(session, token) if token else None
-        is_open = found is None and not has_active_key(session)
+        is_open = found is None and not has_active_key(session) and not _has_hosts(session)
     if found is not None:
         key, outdated = found
         if outdated and _LAST_USE_INCIDENT.seconds_since_failure > LAST_USE_RETRY_SECONDS:
@@ -133,6 +134,16 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
 def has_active_key(session: Session) -> bool:
     """Return whether the database has a key that is not revoked."""
     return session.scalar(select(col(ApiKey.id)).where(col(ApiKey.revoked_at).is_(None)).limit(1)) is not None
+
+
+def _has_hosts(session: Session) -> bool:
+    """Return whether a host may still reach this service, in a tunnel that ends on its loopback.
+
+    A host whose key was the last one must not become an admin by its revocation.
+    """
+    joined = select(col(WorkerCredential.id)).where(col(WorkerCredential.ended_at).is_(None)).limit(1)
+    launched = select(col(Host.id)).where(col(Host.status).not_in(ENDED_HOSTS)).limit(1)
+    return session.scalar(joined) is not None or session.scalar(launched) is not None
 
 
 def hash_key(key: str) -> str:

@@ -8,7 +8,8 @@ from pydantic import SecretStr
 from sqlalchemy import ColumnElement, select, update
 from sqlmodel import Session, col
 
-from app.http.auth import Caller
+from app.hosts.offers import HostsNeedKeys
+from app.http.auth import CREATE_KEY_HINT, Caller
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.scheduling.version import explain_mismatch, own_version
@@ -67,10 +68,16 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
     reconciler sets it again if the process ends in between.
 
     Raises:
+        HostsNeedKeys: The caller has no key, so that nothing would tell the host from an admin.
         HostNeedsServers: The control plane uses SQLite, or the queue in its data directory.
         WorkerVersionMismatch: The host has another version than the control plane.
     """
     _check_servers(settings)
+    if not caller.key_id:
+        raise HostsNeedKeys(
+            "A host joins with an API key of the scope worker, and this service has no key.",
+            hint=CREATE_KEY_HINT + " Then create one with `--scope worker` for the host.",
+        )
     _check_version(body)
     password, broker_password = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     open_schema = None

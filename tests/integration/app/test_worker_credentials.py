@@ -7,6 +7,7 @@ with a host's credentials what a worker does and what it must not do.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import Engine, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, col
 from starlette.testclient import TestClient
 
 from app.keys.service import revoke_key
@@ -24,7 +25,7 @@ from app.scheduling.startup import SettingUnusable, prepare_control_plane, prepa
 from app.settings import Settings, get_settings
 from app.storage.database import create_database_engine, read_session, transaction
 from app.storage.migrate import list_revisions
-from app.tables import StorageState, WorkerCredential
+from app.tables import ApiKey, StorageState, WorkerCredential
 from app.worker_credentials.reconciler import reconcile, restore_users
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
 from tests import services
@@ -90,6 +91,27 @@ def join(client: TestClient, key: dict[str, Any], **body: str) -> Any:
     return client.post(
         "/api/v1/worker-credentials", json=BODY | body, headers={"Authorization": f"Bearer {key['key']}"}
     )
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+class TestServiceWithoutKeys:
+    def test_no_host_joins_it(self, client: TestClient) -> None:
+        refused = client.post("/api/v1/worker-credentials", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "hosts_need_keys")
+
+    def test_a_host_whose_key_was_the_last_one_does_not_become_an_admin(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        joined = join(client, join_key).json()
+        with transaction() as session:
+            session.execute(update(ApiKey).values(revoked_at=datetime.now(UTC)))
+        del client.headers["Authorization"]
+        assert client.get("/api/v1/keys").status_code == 401
+        assert join(client, join_key).status_code == 401
+        with transaction() as session:
+            row = update(WorkerCredential).where(col(WorkerCredential.id) == joined["id"])
+            session.execute(row.values(ended_at=datetime.now(UTC)))
+        assert client.get("/api/v1/keys").status_code == 200
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
