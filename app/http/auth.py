@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import or_, select, update
+from sqlalchemy import exists, or_, select, update
 from sqlmodel import Session, col
 
 from app.http.errors import Forbidden, Unauthorized
@@ -106,7 +106,7 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
     """
     with read_session() as session:
         found = _find(session, token) if token else None
-        is_open = found is None and not has_active_key(session) and not _has_hosts(session)
+        is_open = found is None and not _is_locked(session)
     if found is not None:
         key, outdated = found
         if outdated and _LAST_USE_INCIDENT.seconds_since_failure > LAST_USE_RETRY_SECONDS:
@@ -136,14 +136,16 @@ def has_active_key(session: Session) -> bool:
     return session.scalar(select(col(ApiKey.id)).where(col(ApiKey.revoked_at).is_(None)).limit(1)) is not None
 
 
-def _has_hosts(session: Session) -> bool:
-    """Return whether a host may still reach this service, in a tunnel that ends on its loopback.
+def _is_locked(session: Session) -> bool:
+    """Return whether requests need a key: one is active, or a host may still reach this service.
 
-    A host whose key was the last one must not become an admin by its revocation.
+    Its tunnel may end on the loopback of this machine, and a host whose key was the last one must not become
+    an admin by its revocation.
     """
-    joined = select(col(WorkerCredential.id)).where(col(WorkerCredential.ended_at).is_(None)).limit(1)
-    launched = select(col(Host.id)).where(col(Host.status).not_in(ENDED_HOSTS)).limit(1)
-    return session.scalar(joined) is not None or session.scalar(launched) is not None
+    key = exists().where(col(ApiKey.revoked_at).is_(None))
+    joined = exists().where(col(WorkerCredential.ended_at).is_(None))
+    launched = exists().where(col(Host.status).not_in(ENDED_HOSTS))
+    return bool(session.scalar(select(or_(key, joined, launched))))
 
 
 def hash_key(key: str) -> str:
