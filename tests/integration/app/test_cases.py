@@ -26,7 +26,7 @@ def test_a_spec_is_planned_and_accepted_as_it_is(client: TestClient, settings: S
     assert plan.status_code == 200, plan.text
     assert job.status_code == 201, job.text
     queues = {stage["name"]: stage["queue"] for stage in plan.json()["stages"]}
-    assert queues["sft"] == ("cuda" if "gpu" in file.stem else "cpu")
+    assert queues["sft"] == {"gpu": "cuda", "mac": "mlx"}.get(file.stem.split("-")[1], "cpu")
 
 
 def test_every_case_has_every_size_with_equal_stages(client: TestClient) -> None:
