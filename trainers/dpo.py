@@ -85,12 +85,7 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     steps = total_steps(config, preferences.count, config.batch_size)
     return {
         "stage": "dpo",
-        "rows": preferences.rows,
-        "pairs": preferences.count,
-        "truncated": preferences.truncated,
-        "dropped": preferences.dropped,
-        "identical": len(preferences.identical_rows),
-        "tokens": preferences.tokens,
+        **preferences.counts(),
         **plan_training(config, steps, int(preferences.lengths.max())),
         "findings": findings_to_json(check_stage(config, tokenizer, preferences)),
     }

@@ -72,12 +72,7 @@ def plan(config: SftConfig) -> dict[str, Any]:
     longest = int(token_lengths(dataset).max())
     return {
         "stage": "sft",
-        "rows": examples.rows,
-        "examples": examples.count,
-        "truncated": examples.truncated,
-        "dropped": examples.dropped,
-        "tokens": examples.tokens,
-        "loss_tokens": examples.loss_tokens,
+        **examples.counts(),
         "padding_free": uses_padding_free(config, model_config(config)),
         **plan_training(config, total_steps(config, len(dataset), config.batch_size), longest),
         "findings": findings_to_json(check_stage(config, tokenizer, examples)),

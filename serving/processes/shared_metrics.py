@@ -1,6 +1,7 @@
 """Prometheus metrics of several processes, of which any can report those of all."""
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from pathlib import Path
 
 from prometheus_client import REGISTRY, generate_latest
@@ -21,20 +22,22 @@ class SharedMetrics(Collector):
     def __init__(self, folder: Path, index: int) -> None:
         self._folder = folder
         self._file = folder / f"{index}.prom"
-        ended = folder / f"{index}.ended.prom"
-        if self._file.exists():
-            # Those of the process that died here: counters must not decrease.
-            _write(ended, sum_metrics(_read(self._file), map(_read, [ended] if ended.exists() else [])))
-            self._file.unlink()
+        # The counts of the process that died here: counters must not decrease.
+        self._earlier = _read(self._file) if self._file.exists() else []
 
     def write(self) -> None:
         """Publish the current metrics of this process."""
-        _write(self._file, list(REGISTRY.collect()))
+        draft = self._file.with_suffix(".draft")
+        draft.write_bytes(generate_latest(_Collected(self._own())))
+        draft.replace(self._file)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all processes in Prometheus's form."""
         others = [_read(file) for file in self._folder.glob("*.prom") if file != self._file]
-        yield from sum_metrics(list(REGISTRY.collect()), others)
+        yield from sum_metrics(self._own(), others)
+
+    def _own(self) -> list[Metric]:
+        return sum_metrics(list(REGISTRY.collect()), [self._earlier])
 
 
 def sum_metrics(own: list[Metric], others: Iterable[list[Metric]]) -> list[Metric]:
@@ -46,7 +49,7 @@ def sum_metrics(own: list[Metric], others: Iterable[list[Metric]]) -> list[Metri
         if family.type in ADDED_TYPES
     }
     for family in (family for other in others for family in other if family.type in ADDED_TYPES):
-        families.setdefault(family.name, family)
+        families.setdefault(family.name, copy(family))
         added = totals.setdefault(family.name, {})
         for sample in family.samples:
             known = added.get(_key(sample))
@@ -62,12 +65,6 @@ def _key(sample: Sample) -> SampleKey:
 
 def _read(file: Path) -> list[Metric]:
     return list(text_string_to_metric_families(file.read_text()))
-
-
-def _write(file: Path, metrics: list[Metric]) -> None:
-    draft = file.with_suffix(".draft")
-    draft.write_bytes(generate_latest(_Collected(metrics)))
-    draft.replace(file)
 
 
 class _Collected(Collector):

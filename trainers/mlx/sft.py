@@ -66,12 +66,7 @@ def plan(config: SftConfig) -> dict[str, Any]:
     steps = total_steps(config, examples.count, config.batch_size)
     return {
         "stage": "sft",
-        "rows": examples.rows,
-        "examples": examples.count,
-        "truncated": examples.truncated,
-        "dropped": examples.dropped,
-        "tokens": examples.tokens,
-        "loss_tokens": examples.loss_tokens,
+        **examples.counts(),
         **plan_mlx_training(config, steps, int(examples.lengths.max())),
         "findings": findings_to_json(check_stage(config, tokenizer, examples)),
     }

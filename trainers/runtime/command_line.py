@@ -11,5 +11,5 @@ def make_typer() -> typer.Typer:
 
 
 def make_help(docstring: str | None) -> str:
-    """Return a module's docstring as help text whose indented examples keep their lines."""
-    return re.sub(r"\n\n(?= {4})", "\n\n\b\n", docstring or "")
+    """Return a module's docstring as help text whose examples keep their lines, indented or not."""
+    return re.sub(r"\n\n(?= {4}|python -m )", "\n\n\b\n", docstring or "")

@@ -1,4 +1,4 @@
-"""Failures of a sweep: each is reported, and none keeps another host from its end."""
+"""Failures of a sweep: each is reported, and the other hosts are still handled."""
 
 import logging
 from collections.abc import Iterator

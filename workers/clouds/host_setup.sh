@@ -1,4 +1,4 @@
-# Sets this machine up as a host: its end first, then its way to the control plane, the package, and the worker.
+# Sets this machine up as a host: first the timer that shuts it down, then the control plane, the package and the worker.
 # The values above are quoted by the control plane; no text of a person is part of this program.
 set -u
 umask 022
@@ -51,7 +51,7 @@ chmod 755 "$home/dead-man"
 printf 'BOOT_MINUTES=%s\nLEASE_MINUTES=%s\n' "$BOOT_MINUTES" "$LEASE_MINUTES" > /etc/tunesmith/dead-man.env
 cat > "$units/tunesmith-dead-man.service" <<UNIT
 [Unit]
-Description=Shut down a machine that nobody wants any more
+Description=Shut down a machine whose worker has stopped renewing it
 
 [Service]
 Type=oneshot
@@ -59,7 +59,7 @@ ExecStart=$home/dead-man
 UNIT
 cat > "$units/tunesmith-dead-man.timer" <<UNIT
 [Unit]
-Description=Minutes of a machine that nobody has renewed
+Description=Run the check of renewals every minute
 
 [Timer]
 OnActiveSec=60

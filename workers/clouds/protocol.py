@@ -68,7 +68,7 @@ class MachineState(StrEnum):
 
 @dataclass(frozen=True)
 class LaunchOrder:
-    """A machine to launch. Host and epoch name it for ever: no two machines have the same pair."""
+    """A machine to launch. No two machines ever have the same host and epoch."""
 
     installation: str
     host_id: str

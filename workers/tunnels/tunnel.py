@@ -45,7 +45,7 @@ class TunnelState(StrEnum):
     stopped = "stopped"
 
 
-class TunnelBroken(Exception):
+class TunnelBroken(ConnectionError):
     """The connection ended, or was not established."""
 
 

@@ -97,6 +97,17 @@ class PreferenceSet:
         longest: Int32s = prompts + np.maximum(chosen, rejected)
         return longest
 
+    def counts(self) -> dict[str, int]:
+        """Return the counts that a plan shows, by name."""
+        return {
+            "rows": self.rows,
+            "pairs": self.count,
+            "truncated": self.truncated,
+            "dropped": self.dropped,
+            "identical": len(self.identical_rows),
+            "tokens": self.tokens,
+        }
+
     def summary(self) -> str:
         return f"{self.rows} rows in {self.count} pairs, {self.truncated} truncated"
 

@@ -85,6 +85,17 @@ class ExampleSet:
     def loss_tokens(self) -> int:
         return int(self.mapped.column("loss_tokens").sum(dtype=np.int64))
 
+    def counts(self) -> dict[str, int]:
+        """Return the counts that a plan shows, by name."""
+        return {
+            "rows": self.rows,
+            "examples": self.count,
+            "truncated": self.truncated,
+            "dropped": self.dropped,
+            "tokens": self.tokens,
+            "loss_tokens": self.loss_tokens,
+        }
+
     def summary(self) -> str:
         return (
             f"{self.rows} rows in {self.count} examples, {self.truncated} truncated, "
