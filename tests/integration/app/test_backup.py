@@ -6,6 +6,7 @@ a new store, restore, and read everything again over HTTP.
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from app.tables import (
     StorageState,
     StoredResponse,
 )
-from tests.integration.app.conftest import clear_caches
+from tests.integration.app.conftest import clear_caches, configured_app
 from trainers.configs import EngineKind, Queue
 
 ROW = '{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}\n'
@@ -50,6 +51,20 @@ def backup(directory: Path, *, keep: int = 7, lease: StorageLease | None = None)
     with hold_storage_lease() as held:
         assert held is not None
         return create_backup(get_engine(), get_store(), lease or held, directory, keep, lambda progress: None)
+
+
+@pytest.fixture
+def service() -> Iterator[ExitStack]:
+    """Yield what ends the service that was backed up: its threads must not use the restored database."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def client(settings: Settings, service: ExitStack) -> TestClient:
+    """Return a client of the service, on this machine, until the service ends."""
+    client = TestClient(configured_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000))
+    return service.enter_context(client)
 
 
 @pytest.fixture
@@ -72,10 +87,13 @@ def target_url(settings: Settings, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def restore(target_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
-    """Return a function that restores into a new installation, to which the settings then point."""
+def restore(
+    target_url: str, service: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Restore:
+    """Return a function that ends the service and restores into a new one, to which the settings then point."""
 
     def call(name: str | None = None) -> Restoration:
+        service.close()
         monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "restored"))
         monkeypatch.setenv("TUNESMITH_DATABASE_URL", target_url)
         get_engine().dispose()
