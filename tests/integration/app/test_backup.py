@@ -39,7 +39,8 @@ from app.tables import (
     StorageState,
     StoredResponse,
 )
-from tests.integration.app.conftest import clear_caches, configured_app
+from tests.application import configured_app
+from tests.integration.app.conftest import clear_caches
 from trainers.configs import EngineKind, Queue
 
 ROW = '{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}\n'
@@ -87,10 +88,8 @@ def target_url(settings: Settings, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def restore(
-    target_url: str, service: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Restore:
-    """Return a function that ends the service and restores into a new one, to which the settings then point."""
+def restore(target_url: str, service: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
+    """Return a function that ends the service and restores into a new one, named by the settings then."""
 
     def call(name: str | None = None) -> Restoration:
         service.close()
