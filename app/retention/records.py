@@ -26,6 +26,7 @@ from app.tables import (
     TokenUse,
     WebhookDelivery,
     Worker,
+    WorkerCredential,
 )
 
 # Of each alias; a rollback to an older version is not possible.
@@ -33,7 +34,7 @@ MAX_ALIAS_VERSIONS = 1000
 
 
 def delete_records(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    """Delete the rows of what has ended: workers, deployments, keys, deliveries, datasets and models.
+    """Delete the rows of what ended long ago, such as workers, keys, deliveries, datasets and models.
 
     Of the versions of an alias, the newest stay.
     """
@@ -94,6 +95,7 @@ def _expired_records(before: Any) -> list[tuple[type[Any], ColumnElement[bool]]]
         ),
         (Deployment, col(Deployment.status).in_(ended) & (col(Deployment.stopped_at) < before)),
         (ApiKey, col(ApiKey.revoked_at) < before),
+        (WorkerCredential, col(WorkerCredential.ended_at) < before),
         (TokenUse, col(TokenUse.day) < func.date(before)),
         (WebhookDelivery, col(WebhookDelivery.finished_at) < before),
         (AliasVersion, col(AliasVersion.version) <= newest_version - MAX_ALIAS_VERSIONS),

@@ -59,6 +59,16 @@ class HttpSettings(BaseSettings):
     max_artifact_uploads: int = Field(
         64, ge=1, description="Maximum number of files that workers send through the API at once."
     )
+    max_joined_hosts: int = Field(
+        64,
+        ge=0,
+        le=1000,
+        description="Maximum number of hosts that may have credentials at once; each has a PostgreSQL role "
+        "with up to 24 connections. 0 allows none to join.",
+    )
+    max_joined_hosts_per_key: int = Field(
+        8, ge=1, le=1000, description="Maximum number of hosts that may join with one API key."
+    )
     max_downloads: int = Field(
         32,
         ge=1,

@@ -82,5 +82,5 @@ class RetentionSettings(BaseSettings):
         90,
         ge=0,
         description="Days after which the records of absent workers, ended deployments and deliveries of "
-        "webhooks, revoked keys and deleted datasets and models are removed; 0 means never.",
+        "webhooks, revoked keys and credentials and deleted datasets and models are removed; 0 means never.",
     )

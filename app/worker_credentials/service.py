@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import SecretStr
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlmodel import Session, col
 
 from app.hosts.offers import HostsNeedKeys
@@ -16,7 +16,7 @@ from app.scheduling.version import explain_mismatch, own_version
 from app.settings import Settings
 from app.storage import migrate
 from app.storage.database import database_now, get_engine, transaction
-from app.tables import Scope, WorkerCredential
+from app.tables import Scope, StorageState, WorkerCredential
 from app.worker_credentials.rights import postgresql_role, redis_user
 from app.worker_credentials.schemas import (
     WorkerCredentialCreate,
@@ -26,7 +26,6 @@ from app.worker_credentials.schemas import (
 from app.worker_credentials.shared_settings import list_shared_values
 from trainers.runtime.error_codes import ErrorCode
 
-ROLE_PREFIX = "tunesmith_worker_"
 ROLE_CHARACTERS = 12
 SHARED_DATABASE = (
     "The worker shares the control plane's PostgreSQL role, which may not create others: a host that leaves "
@@ -55,6 +54,12 @@ class WorkerVersionMismatch(Conflict):
     code = ErrorCode.worker_version_mismatch
 
 
+class TooManyJoinedHosts(Conflict):
+    """As many hosts have joined as a setting allows."""
+
+    code = ErrorCode.too_many_joined_hosts
+
+
 class CredentialNotFound(NotFound):
     """No credentials have this id, or they belong to another key."""
 
@@ -71,6 +76,7 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
         HostsNeedKeys: The caller has no key, so that nothing would tell the host from an admin.
         HostNeedsServers: The control plane uses SQLite, or the queue in its data directory.
         WorkerVersionMismatch: The host has another version than the control plane.
+        TooManyJoinedHosts: The key, or the service, has as many hosts as a setting allows.
     """
     _check_servers(settings)
     if not caller.key_id:
@@ -80,12 +86,13 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
         )
     _check_version(body)
     password, broker_password = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    open_schema = None
+    open_schema = connections = None
     with transaction() as session:
-        credential = _create_row(session, caller.key_id, body)
+        credential = _create_row(session, settings, caller.key_id, body)
         if credential.database_role is not None:
             postgresql_role.create_role(session.connection(), credential.database_role, password)
             open_schema = postgresql_role.find_open_schema(session.connection(), credential.database_role)
+            connections = postgresql_role.explain_connections(session.connection(), settings.processes)
         credential.broker_password_sha256 = redis_user.hash_password(broker_password)
     refusal = set_active_user(credential.id)
     if refusal is not None:
@@ -107,6 +114,7 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
             *([SHARED_DATABASE] if credential.database_role is None else []),
             *([OPEN_SCHEMA.format(schema=open_schema)] if open_schema is not None else []),
             *([SHARED_BROKER.format(reason=refusal)] if refusal is not None else []),
+            *([connections] if connections is not None else []),
         ],
     )
 
@@ -201,7 +209,9 @@ def _check_version(body: WorkerCredentialCreate) -> None:
         raise WorkerVersionMismatch(message, hint=f"Update the host: {hint}")
 
 
-def _create_row(session: Session, key_id: str, body: WorkerCredentialCreate) -> WorkerCredential:
+def _create_row(
+    session: Session, settings: Settings, key_id: str, body: WorkerCredentialCreate
+) -> WorkerCredential:
     """Return the active credentials of this key and name, locked, or new ones."""
     statement = select(WorkerCredential).where(
         col(WorkerCredential.key_id) == key_id,
@@ -210,13 +220,35 @@ def _create_row(session: Session, key_id: str, body: WorkerCredentialCreate) -> 
     )
     credential = session.scalars(statement.with_for_update()).one_or_none()
     if credential is None:
+        _check_number(session, settings, key_id)
         credential = WorkerCredential(key_id=key_id, name=body.name, version=body.version)
         session.add(credential)
     suffix = credential.id[-ROLE_CHARACTERS:]
     if postgresql_role.may_create_roles(session.connection()):
-        credential.database_role = f"{ROLE_PREFIX}{suffix}"
-    credential.broker_user = f"{ROLE_PREFIX}{suffix}"
+        credential.database_role = f"{postgresql_role.ROLE_PREFIX}{suffix}"
+    credential.broker_user = f"{postgresql_role.ROLE_PREFIX}{suffix}"
     credential.version = body.version
     credential.updated_at = session.scalar(select(database_now())) or credential.updated_at
     session.flush()
     return credential
+
+
+def _check_number(session: Session, settings: Settings, key_id: str) -> None:
+    """Raise TooManyJoinedHosts if no other host may join; revoked credentials count until they have ended."""
+    # Hosts that join at the same time wait for each other. A host's own role cannot lock this row.
+    session.scalars(select(StorageState).with_for_update()).one_or_none()
+    counted = select(func.count()).where(col(WorkerCredential.ended_at).is_(None))
+    of_key = session.scalar(counted.where(col(WorkerCredential.key_id) == key_id)) or 0
+    if of_key >= settings.max_joined_hosts_per_key:
+        raise TooManyJoinedHosts(
+            f"{of_key} hosts have joined with this API key, of at most {settings.max_joined_hosts_per_key}.",
+            hint="Create a key for each host: POST /api/v1/keys with the scope worker. Otherwise let a host "
+            "leave, or raise TUNESMITH_MAX_JOINED_HOSTS_PER_KEY for the API.",
+        )
+    in_all = session.scalar(counted) or 0
+    if in_all >= settings.max_joined_hosts:
+        raise TooManyJoinedHosts(
+            f"{in_all} hosts have joined, of at most {settings.max_joined_hosts}.",
+            hint="Let a host leave (`python -m workers leave`, or DELETE /api/v1/worker-credentials/{id}), "
+            "or raise TUNESMITH_MAX_JOINED_HOSTS for the API.",
+        )

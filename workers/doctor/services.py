@@ -13,6 +13,7 @@ from app.scheduling.startup import SettingUnusable, explain_database_settings
 from app.settings import Settings
 from app.storage import migrate
 from app.storage.database import DATABASE_UNAVAILABLE, database_now, get_engine, read_session
+from app.worker_credentials.rights.postgresql_role import explain_connections
 from trainers.runtime.redaction import redact
 from workers.doctor.check_result import CheckResult
 
@@ -37,6 +38,7 @@ def check_services(settings: Settings) -> Iterator[CheckResult]:
     yield database
     if database.state != "error":
         yield check_clock()
+        yield from _check_connections(settings)
     broker_url = settings.broker_url.get_secret_value()
     yield _try("broker", check_broker, redact(broker_url), BROKER_FIX)
     yield _try("artifact store", check_store, redact(settings.artifacts_url), STORE_FIX)
@@ -60,6 +62,18 @@ def _check_database() -> CheckResult:
         fix = "Install the version of the control plane here, or run `python -m app migrate` there."
         return CheckResult.error(name, f"at revision {current}, but this version needs {head}", fix)
     return CheckResult.ok(name, f"{kind} at revision {current}, {milliseconds:.0f} ms")
+
+
+def _check_connections(settings: Settings) -> Iterator[CheckResult]:
+    """Yield the check of the connections that all hosts may open, if the server is PostgreSQL."""
+    if get_engine().dialect.name == "postgresql":
+        with read_session() as session:
+            warning = explain_connections(session.connection(), settings.processes)
+        if warning is None:
+            yield CheckResult.ok("connections", "the database accepts those of all hosts")
+        else:
+            found, _, fix = warning.partition(" Set ")
+            yield CheckResult.warning("connections", found, f"Set {fix}")
 
 
 def check_clock() -> CheckResult:

@@ -11,10 +11,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
+from app.storage.database import POOL_SIZE
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN_COLUMNS, READ, WRITTEN
 
-# The pool of a worker, the connection of a migration check, and those of a worker that replaces it.
-MAX_CONNECTIONS = 40
+ROLE_PREFIX = "tunesmith_worker_"
+# The pool of a worker, the connection of its check of the schema, the same of its successor, and a reserve.
+MAX_CONNECTIONS = 2 * (POOL_SIZE + 1) + 2
 ALEMBIC_TABLE = "alembic_version"
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ def create_role(connection: Connection, role: str, password: str) -> None:
     verifier = raw.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
     exists = connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role})
     # A new role is neither a superuser nor may it create anything; only a superuser may state that again.
-    verb, limits = ("ALTER", "") if exists else ("CREATE", f"CONNECTION LIMIT {MAX_CONNECTIONS}")
-    _execute(connection, f"{verb} ROLE {_quote(role)} LOGIN {limits} PASSWORD '{verifier}'")
+    verb, limit = "ALTER" if exists else "CREATE", f"CONNECTION LIMIT {MAX_CONNECTIONS}"
+    _execute(connection, f"{verb} ROLE {_quote(role)} LOGIN {limit} PASSWORD '{verifier}'")
     grant_tables(connection, role)
 
 
@@ -57,6 +59,25 @@ def find_open_schema(connection: Connection, role: str) -> str | None:
     query = "SELECT current_schema() WHERE has_schema_privilege(:role, current_schema(), 'CREATE')"
     schema: str | None = connection.scalar(text(query), {"role": role})
     return schema
+
+
+def explain_connections(connection: Connection, n_processes: int) -> str | None:
+    """Return a warning if hosts and control plane may open more connections than the server accepts."""
+    query = (
+        "SELECT count(*), coalesce(sum(rolconnlimit), 0), current_setting('max_connections')::int, "
+        "current_setting('superuser_reserved_connections')::int FROM pg_roles "
+        "WHERE starts_with(rolname, :prefix) AND rolcanlogin AND rolconnlimit > 0"
+    )
+    n_roles, of_hosts, accepted, reserved = connection.execute(text(query), {"prefix": ROLE_PREFIX}).one()
+    needed = of_hosts + n_processes * POOL_SIZE + reserved
+    if needed <= accepted:
+        return None
+    hosts = f"{n_roles} joined host{'s' if n_roles != 1 else ''}"
+    return (
+        f"{hosts} and the control plane may open {needed} connections to PostgreSQL, which accepts "
+        f"max_connections = {accepted}: beyond that, workers and the API wait. Set max_connections to {needed} "
+        "or more (POSTGRES_MAX_CONNECTIONS with docker compose), and restart PostgreSQL."
+    )
 
 
 def end_role(connection: Connection, role: str) -> None:

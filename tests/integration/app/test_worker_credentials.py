@@ -6,6 +6,7 @@ with a host's credentials what a worker does and what it must not do.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -21,12 +22,14 @@ from sqlmodel import SQLModel, col
 from starlette.testclient import TestClient
 
 from app.keys.service import revoke_key
+from app.retention.records import delete_records
 from app.scheduling.startup import SettingUnusable, prepare_control_plane, prepare_worker
 from app.settings import Settings, get_settings
-from app.storage.database import create_database_engine, read_session, transaction
+from app.storage.database import create_database_engine, database_now, read_session, transaction
 from app.storage.migrate import list_revisions
 from app.tables import ApiKey, StorageState, WorkerCredential
 from app.worker_credentials.reconciler import reconcile, restore_users
+from app.worker_credentials.rights.postgresql_role import explain_connections
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
 from tests import services
 from tests.application import configured_app
@@ -277,6 +280,52 @@ class TestJoinedHost:
             connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
         assert len(notices) == 1 and "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in notices[0]
         assert join(client, join_key).json()["notices"] == []
+
+    def test_a_key_joins_as_many_hosts_as_the_settings_allow(
+        self, client: TestClient, join_key: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(get_settings(), "max_joined_hosts_per_key", 2)
+        monkeypatch.setattr(get_settings(), "max_joined_hosts", 3)
+        other = client.post("/api/v1/keys", json={"name": "gpu-2", "scopes": ["worker"]}).json()
+        first = join(client, join_key, name="gpu-1").json()
+        assert join(client, join_key, name="gpu-2").status_code == 201
+        refused = join(client, join_key, name="gpu-3").json()["error"]
+        assert refused["code"] == "too_many_joined_hosts"
+        assert "TUNESMITH_MAX_JOINED_HOSTS_PER_KEY" in refused["hint"]
+        assert join(client, other, name="gpu-3").status_code == 201
+        refused = join(client, other, name="gpu-4").json()["error"]
+        assert "TUNESMITH_MAX_JOINED_HOSTS for" in refused["hint"]
+        # A host that has joined renews its credentials, and one that left makes room.
+        assert join(client, join_key, name="gpu-1").status_code == 201
+        assert client.delete(f"/api/v1/worker-credentials/{first['id']}").status_code == 200
+        assert join(client, other, name="gpu-4").status_code == 201
+
+    def test_hosts_that_join_at_the_same_time_do_not_exceed_the_limit(
+        self, client: TestClient, join_key: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(get_settings(), "max_joined_hosts_per_key", 3)
+        with ThreadPoolExecutor(6) as pool:
+            statuses = list(pool.map(lambda n: join(client, join_key, name=f"h{n}").status_code, range(6)))
+        assert sorted(statuses) == [201] * 3 + [409] * 3
+
+    def test_more_connections_than_the_server_accepts_are_reported(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        notices = [join(client, join_key, name=f"gpu-{n}").json()["notices"] for n in range(4)]
+        assert notices[:3] == [[], [], []]
+        (notice,) = notices[3]
+        assert "4 joined hosts" in notice and "Set max_connections to 109 or more" in notice
+        with read_session() as session:
+            assert explain_connections(session.connection(), 1) == notice
+
+    def test_credentials_that_ended_long_ago_are_deleted(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        ids = [join(client, join_key, name=f"gpu-{n}").json()["id"] for n in range(2)]
+        with transaction() as session:
+            row = update(WorkerCredential).where(col(WorkerCredential.id) == ids[0])
+            session.execute(row.values(ended_at=database_now(-400 * 86400)))
+        assert [removal.name for removal in delete_records(get_settings(), dry_run=False)] == [ids[0]]
 
     def test_a_host_of_another_version_is_refused_with_both_versions(
         self, client: TestClient, join_key: dict[str, Any]
