@@ -75,8 +75,8 @@ def explain_connections(connection: Connection, n_processes: int) -> str | None:
     hosts = f"{n_roles} joined host{'s' if n_roles != 1 else ''}"
     return (
         f"{hosts} and the control plane may open {needed} connections to PostgreSQL, which accepts "
-        f"max_connections = {accepted}: beyond that, workers and the API wait. Set max_connections to {needed} "
-        "or more (POSTGRES_MAX_CONNECTIONS with docker compose), and restart PostgreSQL."
+        f"max_connections = {accepted}: beyond that, workers and the API wait. Set max_connections to "
+        f"{needed} or more (POSTGRES_MAX_CONNECTIONS with docker compose), and restart PostgreSQL."
     )
 
 
