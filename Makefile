@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test coverage unit integration security e2e chaos slow clients reference check format lock audit gguf comet clean
+.PHONY: help setup demo run test coverage unit integration security e2e chaos slow clients reference check format lock audit gguf comet engine-vllm engine-sglang clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ FOLDERS := tests/integration tests/security tests/chaos tests/unit tests/contrac
 COVERAGE := --cov=app --cov=workers --cov=trainers --cov=serving --cov-report=term:skip-covered
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## Install everything into .venv (Python 3.11 or newer)
 
@@ -99,6 +99,19 @@ $(GGUF)/installed:
 	rm -rf $(GGUF)/llama.cpp && mv $(GGUF)/source/llama_cpp_python-*/vendor/llama.cpp $(GGUF)/llama.cpp
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
 		$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check $(GGUF)/source/llama_cpp_python-*.tar.gz "numpy<2.5"
+	@touch $@
+
+# The package alone, without those of the trainers, whose versions an engine cannot share.
+engine-vllm: .venv-vllm/installed ## Build the environment of the engine vllm (CUDA; minutes)
+	@echo "Set TUNESMITH_ENGINE_COMMANDS='{\"vllm\": [\"$(CURDIR)/.venv-vllm/bin/vllm\", \"serve\"]}'"
+
+engine-sglang: .venv-sglang/installed ## Build the environment of the engine sglang (CUDA; minutes)
+	@echo "Set TUNESMITH_ENGINE_COMMANDS='{\"sglang\": [\"$(CURDIR)/.venv-sglang/bin/sglang\", \"serve\"]}'"
+
+.venv-vllm/installed .venv-sglang/installed: .venv-%/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -c \
+		'import sys, tomllib; print(*(one.partition(";")[0] for one in tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))' $*)
 	@touch $@
 
 # COMET's own pins would replace transformers and NumPy, so its environment is layered over the trainers'.

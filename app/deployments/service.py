@@ -13,7 +13,7 @@ from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.keys.limits import check_names
 from app.models import references
-from app.models.embedding import check_embedding_model
+from app.models.deployed_model import check_deployed_model
 from app.models.templates import check_template
 from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus, current_status
@@ -39,12 +39,12 @@ def create_deployment(session: Session, body: DeploymentCreate, key_id: str) -> 
     """Insert a queued deployment, which takes its name from the one that has it.
 
     Raises ServedModelForbidden if the key may not use the name, NameIsAlias, UnprocessableContent for an
-    unusable model, TemplateUnusable and EmbeddingModelRefused.
+    unusable model, TemplateUnusable and DeployedModelRefused.
     """
     check_names(session, key_id, [body.name])
     check_template(body.model, "model")
     reference = str(references.resolve_model(session, body.model, "model"))
-    check_embedding_model(session, reference, body, "model")
+    check_deployed_model(session, reference, body, "model")
     chooser = QueueChooser(session, get_settings(), workers.AliveWorkers(get_settings()))
     queue = body.queue or chooser.choose(StageKind.deploy, body.engine.suitable_queues).queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))

@@ -6,7 +6,7 @@ from sqlmodel import Session, col, select
 
 from app.deployments.served_models import explain_missing_model
 from app.http.errors import UnprocessableContent, field_error
-from app.models.embedding import EmbeddingModelRefused, check_embedding_model, refuse_adapter
+from app.models.deployed_model import DeployedModelRefused, check_adapter_slots, check_deployed_model
 from app.models.references import resolve_model
 from app.settings import Settings, get_settings
 from app.tables import Alias, Batch, Checkpoint, Evaluation, Model, ModelKind, Rescue, Run
@@ -16,7 +16,6 @@ from trainers.configs import (
     CompareConfig,
     DeployConfig,
     EngineClientConfig,
-    EngineTask,
     EvaluationFolder,
     ExportConfig,
     FetchConfig,
@@ -92,24 +91,24 @@ def check_merge(
         )
 
 
-def check_embedding(
+def check_deployment(
     session: Session, stage: AnyStage, path: str, earlier: Mapping[str, AnyStage]
 ) -> Iterator[UnprocessableContent]:
-    """Yield an error for embeddings of an adapter or a model without pooling, and text of an embedding model.
+    """Yield an error for a model that does not fit the task or the options of its deployment.
 
     `earlier` contains the stages by name.
     """
     if not isinstance(stage, DeployConfig):
         return
-    if isinstance(stage.model, StageOutput):
-        producer, embeds = earlier.get(stage.model.stage), stage.task is EngineTask.embed
-        if embeds and isinstance(producer, TrainingConfig) and not _writes_whole_weights(producer):
-            yield refuse_adapter(f"{path}.model", f"The model of the stage {stage.model.stage}")
-    elif isinstance(stage.model, str):
-        try:
-            check_embedding_model(session, stage.model, stage, f"{path}.model")
-        except EmbeddingModelRefused as error:
-            yield error
+    try:
+        if isinstance(stage.model, StageOutput):
+            producer = earlier.get(stage.model.stage)
+            if isinstance(producer, TrainingConfig) and not _writes_whole_weights(producer):
+                check_adapter_slots(stage, f"The model of the stage {stage.model.stage}", f"{path}.model")
+        elif isinstance(stage.model, str):
+            check_deployed_model(session, stage.model, stage, f"{path}.model")
+    except DeployedModelRefused as error:
+        yield error
 
 
 def check_processes(

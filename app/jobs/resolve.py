@@ -17,7 +17,7 @@ from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
     check_batch,
-    check_embedding,
+    check_deployment,
     check_evaluations,
     check_limits,
     check_merge,
@@ -82,7 +82,7 @@ def resolve_stages(
         errors += check_backend(stage, choice.queue, alive.read(session), path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)
-        errors += check_embedding(session, stage, path, earlier)
+        errors += check_deployment(session, stage, path, earlier)
         upstream = {name: config for name, config in earlier.items() if name in needs.upstream}
         errors += check_evaluations(session, stage, path, upstream)
         resolved = _resolve_stage(session, spec, position, choice, needs, stages, errors)

@@ -1,4 +1,4 @@
-"""The engine `sglang`, in an environment of its own; written from its source, not run by us yet."""
+"""The engine `sglang`, in an environment of its own; written from its source (0.5.23), not run by us yet."""
 
 from collections.abc import Sequence
 
@@ -19,6 +19,7 @@ from trainers.configs.engines import (
     EngineQuantization,
     EngineTask,
     ToolCallParser,
+    check_quantization,
 )
 
 # Other names are SGLang's own.
@@ -44,7 +45,7 @@ class SglangEngine(Engine):
     stop_seconds = 30.0
 
     def command(self, config: EngineConfig) -> list[str]:
-        """Return the command; raise TokenizersDiffer for adapters with different templates."""
+        """Return the command; raise ValueError for options or templates that cannot be used."""
         return [
             *self.program,
             *("--model-path", config.model, "--served-model-name", config.served_name),
@@ -104,16 +105,18 @@ class SglangEngine(Engine):
 
 
 def _option_flags(options: EngineOptions) -> list[str]:
+    # A deployment that was stored by an earlier version may have int8.
+    check_quantization(EngineKind.sglang, options)
     flags = ["--dtype", options.dtype, "--tp-size", str(options.tensor_parallel)]
-    flags += ["--mem-fraction-static", str(options.memory_share)]
+    if options.memory_share is not None:
+        # Without it, sglang leaves room for the CUDA graphs and activations of this card and model.
+        flags += ["--mem-fraction-static", str(options.memory_share)]
     if not options.prefix_caching:
         flags += ["--disable-radix-cache"]
     if options.max_model_len is not None:
         flags += ["--context-length", str(options.max_model_len)]
     if options.max_batch_size is not None:
         flags += ["--max-running-requests", str(options.max_batch_size)]
-    if options.quantization is EngineQuantization.int8:
-        flags += ["--torchao-config", "int8wo"]
     if options.quantization is EngineQuantization.fp8:
         flags += ["--quantization", "fp8"]
     return flags
@@ -130,11 +133,12 @@ def _generation_flags(config: EngineConfig) -> list[str]:
         ]
     if options.compact_json:
         flags += ["--constrained-json-disable-any-whitespace"]
-    # LoRA is always enabled. Without rank and modules, adapters that are loaded later may not fit.
-    flags += ["--enable-lora", "--lora-target-modules", "all"]
-    flags += ["--max-loras-per-batch", str(options.max_adapters)]
-    flags += ["--max-loaded-loras", str(options.max_adapters)]
-    flags += ["--max-lora-rank", str(options.max_adapter_rank)]
+    if options.max_adapters:
+        # Without rank and modules, adapters that are loaded later may not fit.
+        flags += ["--enable-lora", "--lora-target-modules", "all"]
+        flags += ["--max-loras-per-batch", str(options.max_adapters)]
+        flags += ["--max-loaded-loras", str(options.max_adapters)]
+        flags += ["--max-lora-rank", str(options.max_adapter_rank)]
     if config.adapters:
         flags += ["--lora-paths", *(f"{name}={path}" for name, path in config.adapters.items())]
     tokenizer = shared_tokenizer(config)

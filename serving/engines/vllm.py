@@ -18,13 +18,13 @@ from trainers.configs.engines import (
     EngineQuantization,
     EngineTask,
     ToolCallParser,
+    check_quantization,
 )
 
 # awq and gptq are missing: vLLM reads them from the weights' config and picks the fastest kernel itself.
-QUANTIZATIONS = {
-    EngineQuantization.int8: "int8_per_channel_weight_only",
-    EngineQuantization.fp8: "fp8",
-}
+QUANTIZATIONS = {EngineQuantization.fp8: "fp8"}
+# vLLM's default differs between its versions.
+DEFAULT_MEMORY_SHARE = 0.9
 # Other names are vLLM's own. Qwen's JSON calls have the Hermes format.
 TOOL_CALL_PARSERS = {
     ToolCallParser.qwen: "hermes",
@@ -41,7 +41,7 @@ REQUEST_COUNT = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S
 
 
 class VllmEngine(Engine):
-    """vLLM's server; written against version 0.32."""
+    """vLLM's server; run with version 0.32, and its flags read in 0.33."""
 
     kind = EngineKind.vllm
     default_program = ("vllm", "serve")
@@ -50,7 +50,7 @@ class VllmEngine(Engine):
     stop_seconds = 30.0
 
     def command(self, config: EngineConfig) -> list[str]:
-        """Return the command; raise ValueError for different templates, or sleep mode off loopback."""
+        """Return the command; raise ValueError for options that cannot be used."""
         if config.options.sleep_mode and not is_loopback(config.host):
             raise ValueError(
                 "sleep_mode enables vLLM's development endpoints, which can run code. The host is "
@@ -98,8 +98,10 @@ class VllmEngine(Engine):
 
 
 def _option_flags(options: EngineOptions) -> list[str]:
+    # A deployment that was stored by an earlier version may have int8.
+    check_quantization(EngineKind.vllm, options)
     flags = ["--dtype", options.dtype, "--tensor-parallel-size", str(options.tensor_parallel)]
-    flags += ["--gpu-memory-utilization", str(options.memory_share)]
+    flags += ["--gpu-memory-utilization", str(options.memory_share or DEFAULT_MEMORY_SHARE)]
     if not options.prefix_caching:
         flags += ["--no-enable-prefix-caching"]
     if options.max_model_len is not None:
@@ -134,9 +136,11 @@ def _generation_flags(config: EngineConfig) -> list[str]:
         flags += ["--tool-strict-level", "parameter"]
     if options.compact_json:
         flags += ["--structured-outputs-config", COMPACT_JSON]
-    # LoRA is always enabled, since adapters may be loaded later.
-    flags += ["--enable-lora", "--max-loras", str(options.max_adapters)]
-    flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_supported_rank(options))]
+    if options.max_adapters:
+        # Adapters may be loaded later, too.
+        flags += ["--enable-lora", "--max-loras", str(options.max_adapters)]
+        flags += ["--max-cpu-loras", str(options.max_adapters)]
+        flags += ["--max-lora-rank", str(_supported_rank(options))]
     if config.adapters:
         flags += ["--lora-modules", *(f"{name}={path}" for name, path in config.adapters.items())]
     tokenizer = shared_tokenizer(config)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,12 @@ def test_an_image_from_elsewhere_has_an_exact_version(service: str) -> None:
     if "build" in SERVICES[service] or image.startswith("tunesmith-"):
         return
     assert re.search(r":v?\d+\.\d+(\.\d+)?(-[\w.]+)?$", image), image
+
+
+def test_the_image_of_vllm_has_the_version_of_the_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    version = SERVICES["worker-vllm"]["build"]["args"]["VLLM_VERSION"].removeprefix("${VLLM_VERSION:-")
+    assert extras["vllm"][0].startswith(f"vllm=={version.removesuffix('}')};")
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.api", "Dockerfile.gpu"])

@@ -82,7 +82,9 @@ class ToolCallParser(StrEnum):
     deepseek_v31 = "deepseek_v31"
 
 
-_GPU_QUANTIZATIONS = set(EngineQuantization) - {EngineQuantization.int4}
+# int8 is missing: that of vllm applies to the experts of a mixture only, so a dense model would be served in
+# 16 bits, and sglang does not quantize 16-bit weights to it.
+_GPU_QUANTIZATIONS = {EngineQuantization.fp8, EngineQuantization.awq, EngineQuantization.gptq}
 _LOCAL_QUANTIZATIONS = {EngineQuantization.int4, EngineQuantization.int8}
 SUPPORTED_QUANTIZATIONS = {
     EngineKind.vllm: _GPU_QUANTIZATIONS,
@@ -116,14 +118,18 @@ class EngineOptions(Config):
     )
     quantization: EngineQuantization | None = Field(
         None,
-        description="`int4` and `int8` quantize on loading; `awq` and `gptq` name the format of the stored "
-        "weights.",
+        description="`int4`, `int8` (hf and mlx) and `fp8` (vllm and sglang) quantize on loading; `awq` and "
+        "`gptq` name the format of the stored weights.",
     )
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="Number of GPUs that share one copy of the model."
     )
-    memory_share: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory that vllm and sglang may use."
+    memory_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that vllm and sglang may use; by default 0.9 on vllm, and what "
+        "sglang computes for the card.",
     )
     cpu_cache_gib: int = Field(
         2, ge=1, le=1024, description="KV cache of vllm on a CPU, in GiB; memory_share has no effect there."
@@ -133,7 +139,11 @@ class EngineOptions(Config):
         None, ge=1, le=4096, description="Maximum number of completions decoded at once."
     )
     max_adapters: int = Field(
-        8, ge=1, le=256, description="Maximum number of adapters that the engine has loaded at once."
+        8,
+        ge=0,
+        le=256,
+        description="Maximum number of adapters that the engine has loaded at once. With 0, vllm and sglang "
+        "reserve no memory for adapters and serve the base faster.",
     )
     max_adapter_rank: int = Field(64, ge=1, le=512, description="Maximum LoRA rank of an adapter.")
     tool_call_parser: ToolCallParser | None = Field(
@@ -161,7 +171,7 @@ class EngineChoice(Config):
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         options, engine = self.options, self.engine
-        _check_supported("quantization", options.quantization, SUPPORTED_QUANTIZATIONS[engine], engine)
+        check_quantization(engine, options)
         parsers = SUPPORTED_TOOL_CALL_PARSERS[engine]
         _check_supported("tool_call_parser", options.tool_call_parser, parsers, engine)
         if options.tensor_parallel > 1 and engine in (EngineKind.hf, EngineKind.mlx):
@@ -171,6 +181,11 @@ class EngineChoice(Config):
         if options.sleep_mode and engine is not EngineKind.vllm:
             raise ValueError(f"options.sleep_mode is for vllm; {engine} does not support it")
         return self
+
+
+def check_quantization(engine: EngineKind, options: EngineOptions) -> None:
+    """Raise ValueError for a quantization that the engine does not apply."""
+    _check_supported("quantization", options.quantization, SUPPORTED_QUANTIZATIONS[engine], engine)
 
 
 # Options that only change how text is generated.
@@ -188,6 +203,10 @@ def check_task(
     if task is EngineTask.generate:
         if pooling is not None:
             raise ValueError("pooling is for an embedding model: set task to embed")
+        if len(adapters) > options.max_adapters:
+            raise ValueError(
+                f"{len(adapters)} adapters are more than options.max_adapters={options.max_adapters}"
+            )
         return
     if engine is EngineKind.mlx:
         raise ValueError("mlx does not compute embeddings: use hf or vllm for the task embed")

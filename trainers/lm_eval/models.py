@@ -5,7 +5,6 @@ import json
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
 from trainers.modeling.load import load_config, load_model, load_tokenizer, pick_device, template_sha256
 from trainers.modeling.model_source import open_adapter, open_base
-from trainers.runtime.error_codes import ErrorCode
-from trainers.runtime.errors import ConfigInvalid, ProgramError
+from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.verified_files import hash_files
 
 DEFAULT_LENGTH = 2048
@@ -39,10 +37,6 @@ NO_RESPONSE = "[null content returned by the API]"
 ENGINE_ERRORS = (aiohttp.ClientError, TimeoutError)
 
 logger = logging.getLogger("trainers")
-
-
-class VllmMissing(ProgramError):
-    code = ErrorCode.capability_missing
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ class HarnessModel:
 def open_model(config: LmEvalConfig) -> HarnessModel:
     """Load the model, or connect to its engine.
 
-    Raises the errors of `load_model`, ConfigInvalid without the address of an engine, and VllmMissing.
+    Raises the errors of `load_model`, and ConfigInvalid without the address of an engine.
     """
     if config.backend is HarnessBackend.chat_completions:
         return HarnessModel(_open_chat(config), _identify(config, None, config.options.dtype))
@@ -106,36 +100,6 @@ def _open_hf(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
         add_bos_token=_adds_bos(config, tokenizer),
     )
     return lm, str(dtype).removeprefix("torch.")
-
-
-def _open_vllm(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[LM, str]:
-    if find_spec("vllm") is None:
-        raise VllmMissing(
-            "The backend vllm needs the package vllm in the trainers' environment, which does not have it.",
-            "Set backend to completions and engine to vllm: the worker starts it in its own environment.",
-        )
-    from lm_eval.models.vllm_causallms import VLLM
-
-    folder, options = open_base(get_base_model(config.model)), config.options
-    adapter = (
-        {"lora_local_path": open_adapter(config.model.adapter)}
-        if isinstance(config.model, AdaptedModel)
-        else {}
-    )
-    lm = VLLM(
-        pretrained=folder,
-        dtype=options.dtype,
-        tensor_parallel_size=options.tensor_parallel,
-        gpu_memory_utilization=options.memory_share,
-        max_model_len=options.max_model_len,
-        batch_size=config.batch_size,
-        add_bos_token=_adds_bos(config, tokenizer),
-        seed=config.seed,
-        trust_remote_code=False,
-        **adapter,
-    )
-    lm.tokenizer = tokenizer
-    return lm, options.dtype
 
 
 def _open_completions(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[LM, str]:
@@ -171,7 +135,6 @@ def _open_chat(config: LmEvalConfig) -> LM:
 
 _OPENERS = {
     HarnessBackend.hf: _open_hf,
-    HarnessBackend.vllm: _open_vllm,
     HarnessBackend.completions: _open_completions,
 }
 

@@ -88,8 +88,8 @@ class RunEngine:
         self.url = find_free_address(HOST)
         port = int(self.url.rpartition(":")[2])
         self._engine = find_engine(config.engine, worker.settings.engine_commands.get(config.engine, []))
-        most = max(config.options.max_adapters, len(adapters))
-        options = config.options.model_copy(update={"max_adapters": most})
+        # No other adapter is loaded while the run lasts.
+        options = config.options.model_copy(update={"max_adapters": len(adapters)})
         self._config = EngineConfig(group.base, BASE_NAME, HOST, port, adapters, options)
         self._models = dict.fromkeys(group.roles, BASE_NAME) | {
             role: self._engine.request_name(BASE_NAME, f"{ADAPTER_NAME}-{role}") for role in group.adapters

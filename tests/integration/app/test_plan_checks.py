@@ -122,6 +122,19 @@ def test_whole_weights_of_the_registry_are_not_merged(client: TestClient) -> Non
     assert "no adapter" in message(client.post("/api/v1/jobs", json=body).json(), "stages.0.model")
 
 
+def test_an_adapter_is_not_deployed_without_a_slot_for_it(
+    client: TestClient, post: Callable[..., Any]
+) -> None:
+    with transaction() as session:
+        adapter = Model(name="m", kind=ModelKind.adapter, base="b", artifact="a", sha256="0", size_bytes=1)
+        session.add(adapter)
+    choice = {"engine": "vllm", "options": {"max_adapters": 0}}
+    created = client.post("/api/v1/deployments", json=choice | {"name": "m", "model": adapter.id})
+    assert "is an adapter, and options.max_adapters is 0" in created.json()["error"]["message"]
+    deploy = choice | {"stage": "deploy", "deployment": "m", "model": {"stage": "sft"}}
+    assert "options.max_adapters is 0" in message(post(SUMS, SFT, deploy), "stages.1.model")
+
+
 def test_more_processes_than_cpus_are_refused_where_a_worker_is_alive(
     client: TestClient, make_dataset: Callable[..., Dataset], make_worker: Callable[..., Worker]
 ) -> None:

@@ -10,7 +10,15 @@ import pytest
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import latest_model_name
 from serving.engines.tokenizers import TokenizersDiffer
-from trainers.configs.engines import EngineKind, EngineOptions, EngineTask, Pooling, ToolCallParser
+from trainers.configs.engines import (
+    EngineChoice,
+    EngineKind,
+    EngineOptions,
+    EngineQuantization,
+    EngineTask,
+    Pooling,
+    ToolCallParser,
+)
 
 CONFIG = EngineConfig("org/model", "base", "127.0.0.1", 8001)
 
@@ -168,3 +176,26 @@ def test_the_latest_adapter_is_requested_by_the_name_that_its_engine_expects() -
     assert latest_model_name(find_engine("hf"), config) == "two"
     assert latest_model_name(find_engine("sglang"), config) == "base:two"
     assert latest_model_name(find_engine("sglang"), CONFIG) == "base"
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_an_engine_without_slots_for_adapters_reserves_no_memory_for_them(kind: str) -> None:
+    assert "--enable-lora" in flags(kind)
+    assert "lora" not in flags(kind, replace(CONFIG, options=EngineOptions(max_adapters=0)))
+
+
+def test_sglang_chooses_its_share_of_the_memory_unless_one_is_set() -> None:
+    assert "--mem-fraction-static" not in flags("sglang")
+    assert "--gpu-memory-utilization 0.9" in flags("vllm")
+    options = EngineOptions(memory_share=0.5)
+    assert "--mem-fraction-static 0.5" in flags("sglang", replace(CONFIG, options=options))
+    assert "--gpu-memory-utilization 0.5" in flags("vllm", replace(CONFIG, options=options))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_quantization_that_the_engine_would_ignore_is_refused_even_if_it_is_stored(kind: str) -> None:
+    options = EngineOptions(quantization=EngineQuantization.int8)
+    with pytest.raises(ValueError, match=r"'int8' is not supported by .*; choose one of awq, fp8, gptq"):
+        flags(kind, replace(CONFIG, options=options))
+    with pytest.raises(ValueError, match="'int8' is not supported"):
+        EngineChoice.model_validate({"engine": kind, "options": {"quantization": "int8"}})

@@ -17,7 +17,6 @@ class HarnessBackend(StrEnum):
     """How lm-eval reaches the model."""
 
     hf = "hf"
-    vllm = "vllm"
     completions = "completions"
     chat_completions = "chat_completions"
 
@@ -46,8 +45,7 @@ class LmEvalConfig(EngineClientConfig):
     backend: HarnessBackend = Field(
         HarnessBackend.hf,
         description="`hf` loads the model with transformers; `completions` and `chat_completions` send "
-        "requests to `engine`, the latter only for tasks that generate; `vllm` loads it with a vllm that is "
-        "installed in the trainers' environment.",
+        "requests to `engine`, the latter only for tasks that generate.",
     )
     num_fewshot: int | None = Field(
         None, ge=0, le=100, description="Examples before each prompt; by default as each task defines it."
@@ -64,7 +62,7 @@ class LmEvalConfig(EngineClientConfig):
         le=MAX_COUNT,
         description="Limit of tokens in a response; by default as each task defines it.",
     )
-    batch_size: int = Field(16, ge=1, le=4096, description="Prompts in a batch of the backends hf and vllm.")
+    batch_size: int = Field(16, ge=1, le=4096, description="Prompts in a batch of the backend hf.")
     concurrency: int = Field(16, ge=1, le=1024, description="Requests that are sent to an engine at once.")
     seed: Seed = 1234
 
