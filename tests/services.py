@@ -115,6 +115,11 @@ class RedisServer:
         self._server = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         _wait_until_open(self._port)
 
+    def kill(self) -> None:
+        """Kill the server, also one that a script blocks; its data is lost."""
+        self._server.kill()
+        self._server.wait(START_SECONDS)
+
     def stop(self) -> None:
         """Stop the server; its data is lost."""
         self._server.terminate()

@@ -13,7 +13,7 @@ from queue import Empty
 from typing import Any
 
 from celery import Celery
-from kombu.transport import filesystem
+from kombu.transport import TRANSPORT_ALIASES, filesystem
 from kombu.utils.encoding import str_to_bytes
 from kombu.utils.json import dumps, loads
 from sqlalchemy import event
@@ -27,6 +27,8 @@ from trainers.configs import Queue
 logger = logging.getLogger(__name__)
 
 NOTIFY_TASK = "tunesmith.notify"
+# Loaded where the broker is Redis only.
+REDIS_TRANSPORT = "app.scheduling.redis_transport:RedisTransport"
 PAUSE_AFTER_FAILURE_SECONDS = 5.0
 _PENDING = "pending_notifications"
 
@@ -146,6 +148,8 @@ def create_celery(settings: Settings) -> Celery:
             },
         )
     else:
+        # kombu chooses the transport by the scheme of the URL whenever it connects.
+        TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), REDIS_TRANSPORT))
         celery.conf.broker_transport_options = {"socket_timeout": 5, "socket_connect_timeout": 2}
     return celery
 

@@ -5,6 +5,7 @@ Method: real PostgreSQL and Redis; the service connects as a role that is not a 
 with a host's credentials what a worker does and what it must not do.
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -30,6 +31,7 @@ from app.storage.migrate import list_revisions
 from app.tables import ApiKey, StorageState, WorkerCredential
 from app.worker_credentials.reconciler import reconcile, restore_users
 from app.worker_credentials.rights.postgresql_role import explain_connections
+from app.worker_credentials.rights.redis_user import RedisBlocked
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
 from tests import services
 from tests.application import configured_app
@@ -151,7 +153,10 @@ class TestJoinedHost:
             qos.channel.visibility_timeout = 0
             qos.restore_visible(interval=1)
             queue.get(timeout=5).ack()
-        commands = ("GET other", "FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "MONITOR", "CLIENT LIST")
+        commands = (
+            "GET other", "FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "MONITOR", "CLIENT LIST",
+            "EVAL return(1) 0", "SCRIPT LOAD return(1)", "FUNCTION LIST", "SHUTDOWN",
+        )  # fmt: skip
         with closing(Redis.from_url(url)) as user:
             for command in commands:
                 with pytest.raises(RedisError, match=r"[Pp]ermission"):
@@ -173,6 +178,45 @@ class TestJoinedHost:
         engine.dispose()
         with closing(user), pytest.raises(RedisError):
             user.llen("cpu")
+        assert client.get("/api/v1/worker-credentials").json()["items"][0]["ended_at"] is not None
+
+    def test_a_script_that_never_ends_does_not_keep_a_user_of_an_earlier_version_connected(
+        self, client: TestClient, join_key: dict[str, Any], broker: services.RedisServer
+    ) -> None:
+        joined = join(client, join_key).json()
+        with closing(Redis.from_url(broker.url)) as admin:
+            send(admin, f"ACL SETUSER {joined['broker_user']} +eval")
+            send(admin, "CONFIG SET busy-reply-threshold 100")
+            script = start_script(joined["broker_url"], "while true do end")
+            with pytest.raises(RedisError, match="BUSY"):
+                admin.llen("cpu")
+            assert client.delete(f"/api/v1/worker-credentials/{joined['id']}").status_code == 200
+            assert joined["broker_user"] not in send(admin, "ACL USERS") and admin.llen("cpu") == 0
+        with pytest.raises(RedisError):
+            script.read_response()
+            script.read_response()
+        script.disconnect()
+
+    def test_a_script_that_redis_does_not_kill_is_reported_until_the_user_is_deleted(
+        self, client: TestClient, join_key: dict[str, Any], broker: services.RedisServer
+    ) -> None:
+        joined = join(client, join_key).json()
+        with closing(Redis.from_url(broker.url)) as admin:
+            send(admin, f"ACL SETUSER {joined['broker_user']} +eval")
+            send(admin, "CONFIG SET busy-reply-threshold 100")
+        script = start_script(joined["broker_url"], "redis.call('set', KEYS[1], 1) while true do end")
+        with transaction() as session:
+            revoke_key(session, join_key["id"])
+        with pytest.raises(RedisBlocked, match=r"UNKILLABLE.*Restart Redis"):
+            reconcile()
+        engine = create_database_engine(joined["database_url"])
+        with pytest.raises(DBAPIError):
+            engine.connect()
+        engine.dispose()
+        broker.kill()
+        broker.start()
+        script.disconnect()
+        reconcile()
         assert client.get("/api/v1/worker-credentials").json()["items"][0]["ended_at"] is not None
 
     def test_it_is_cut_off_when_its_key_is_revoked(
@@ -391,6 +435,14 @@ def superuser(owner_url: str, database: str) -> Iterator[SqlConnection]:
     with engine.begin() as connection:
         yield connection
     engine.dispose()
+
+
+def start_script(url: str, script: str) -> Any:
+    """Start a script in Redis that never ends, and return its connection once it blocks the server."""
+    connection: Any = Redis.from_url(url).connection_pool.get_connection()
+    connection.send_command("EVAL", script, 1, "cpu-x")
+    time.sleep(0.5)
+    return connection
 
 
 def send(user: Redis, command: str) -> Any:
