@@ -43,7 +43,7 @@ from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.host_use import SAMPLE_SECONDS
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.joining.command import join_command, leave_command
-from workers.joining.env_file import load_env_file
+from workers.joining.env_file import is_readable_by_others, load_env_file
 from workers.joining.join import find_joined_env_file
 from workers.runs.dispatcher import RunDispatcher
 from workers.tracking.services import explain_missing_packages
@@ -94,6 +94,11 @@ def main(
             raise SystemExit(
                 f"The file {env_file} cannot be read: {error.strerror or 'it is missing'}."
             ) from error
+        if is_readable_by_others(env_file):
+            print(
+                f"Other users can read the secrets in {env_file}: run `chmod 600 {env_file}`.",
+                file=sys.stderr,
+            )
     if context.invoked_subcommand is not None:
         return
     settings = load_settings()

@@ -10,7 +10,7 @@ from typing import Any
 from kombu.transport import redis
 
 
-class _QoS(redis.QoS):
+class _ScriptlessQoS(redis.QoS):
     """A QoS that restores messages at most once in the time after which its lock expires."""
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
@@ -29,11 +29,11 @@ class _QoS(redis.QoS):
                 self.restore_by_tag(tag, client)
 
 
-class _Channel(redis.Channel):
-    QoS = _QoS
+class _ScriptlessChannel(redis.Channel):
+    QoS = _ScriptlessQoS
 
 
 class RedisTransport(redis.Transport):
     """The transport that `redis://` and `rediss://` name."""
 
-    Channel = _Channel
+    Channel = _ScriptlessChannel

@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 
 from app.hosts.offers import HostsNeedKeys
 from app.http.auth import CREATE_KEY_HINT, Caller
-from app.http.errors import Conflict, NotFound
+from app.http.errors import Conflict, Forbidden, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.scheduling.version import explain_mismatch, own_version
 from app.settings import Settings
@@ -54,6 +54,12 @@ class WorkerVersionMismatch(Conflict):
     code = ErrorCode.worker_version_mismatch
 
 
+class WorkerKeyNeeded(Forbidden):
+    """The key has more scopes than a host needs, which would store it."""
+
+    code = ErrorCode.worker_key_needed
+
+
 class TooManyJoinedHosts(Conflict):
     """As many hosts have joined as a setting allows."""
 
@@ -75,6 +81,7 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
     Raises:
         HostsNeedKeys: The caller has no key, so that nothing would tell the host from an admin.
         HostNeedsServers: The control plane uses SQLite, or the queue in its data directory.
+        WorkerKeyNeeded: The key has further scopes.
         WorkerVersionMismatch: The host has another version than the control plane.
         TooManyJoinedHosts: The key, or the service, has as many hosts as a setting allows.
     """
@@ -83,6 +90,13 @@ def join_host(settings: Settings, caller: Caller, body: WorkerCredentialCreate) 
         raise HostsNeedKeys(
             "A host joins with an API key of the scope worker, and this service has no key.",
             hint=CREATE_KEY_HINT + " Then create one with `--scope worker` for the host.",
+        )
+    if caller.scopes != {Scope.worker}:
+        raise WorkerKeyNeeded(
+            f"The API key has the scopes {', '.join(sorted(caller.scopes))}. A host stores its key, which "
+            "must have the scope worker alone.",
+            hint='Create one for the host: POST /api/v1/keys with {"name": "HOST", "scopes": ["worker"]}, or '
+            "on the control host `python -m app keys create --name HOST --scope worker`.",
         )
     _check_version(body)
     password, broker_password = secrets.token_urlsafe(32), secrets.token_urlsafe(32)

@@ -101,6 +101,10 @@ def test_a_host_that_cannot_join_learns_why(team: Platform, tmp_path: Path) -> N
     refused = run_command(tmp_path, "join", "--url", team.base_url, "--key", "ts_wrong-" + "x" * 32)
     assert refused.returncode == 1 and "unknown or revoked" in refused.stderr
     assert "scope `worker`" in refused.stderr
+    admin = str(team.client.headers["Authorization"]).removeprefix("Bearer ")
+    refused = run_command(tmp_path, "join", "--url", team.base_url, "--key", admin)
+    assert refused.returncode == 1 and "has the scopes admin" in refused.stderr
+    assert "--scope worker" in refused.stderr and not (tmp_path / "worker.env").exists()
     absent = run_command(tmp_path, "join", "--url", "http://127.0.0.1:9", "--key", "x")
     assert absent.returncode == 1 and "--via ssh://" in absent.stderr
 

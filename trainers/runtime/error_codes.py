@@ -176,6 +176,10 @@ class ErrorCode(StrEnum):
     hosts_need_keys = "hosts_need_keys", "A cloud host needs an API key, and the service has none yet."
     cloud_unattended = "cloud_unattended", "No live worker holds the keys of the cloud."
     too_many_hosts = "too_many_hosts", "The service has as many cloud hosts as it allows."
+    worker_key_needed = (
+        "worker_key_needed",
+        "A host stores its API key, which must have the scope `worker` and no other.",
+    )
     too_many_joined_hosts = (
         "too_many_joined_hosts",
         "As many hosts have joined, in all or with this API key, as the service allows.",

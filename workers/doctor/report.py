@@ -14,6 +14,7 @@ from workers.doctor.check_result import CheckResult, CheckState
 from workers.doctor.engines import check_engines
 from workers.doctor.hardware import check_hardware
 from workers.doctor.packages import check_packages
+from workers.doctor.secret_files import check_secret_files
 from workers.doctor.services import check_services
 
 MAX_CHECKS = 32
@@ -47,6 +48,7 @@ def inspect(settings: Settings) -> HostReport:
         ("hardware", lambda: check_hardware(settings)),
         ("packages", check_packages),
         ("capacity", lambda: check_capacity(settings)),
+        ("secret files", lambda: check_secret_files(settings)),
         ("services", lambda: check_services(settings)),
         ("engines", lambda: check_engines(settings)),
     )

@@ -1,6 +1,7 @@
 """The file with the variables of a host's worker. It contains secrets, so only its owner can read it."""
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def load_env_file(path: Path) -> None:
         raise FileNotFoundError(path)
     for name, value in read_env_file(path).items():
         os.environ.setdefault(name, value)
+
+
+def read_mode(path: Path) -> int:
+    """Return the rights of a file, such as 0o600."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def is_readable_by_others(path: Path) -> bool:
+    """Return whether another user than the owner has any right to a file."""
+    return bool(read_mode(path) & (stat.S_IRWXG | stat.S_IRWXO))
 
 
 def write_env_file(path: Path, values: Mapping[str, str], owner: tuple[int, int] | None) -> None:

@@ -389,9 +389,13 @@ class TestJoinedHost:
         path = "/api/v1/worker-credentials"
         assert client.delete(f"{path}/{joined['id']}", headers=as_other).status_code == 404
         assert client.get(path, headers=as_other).status_code == 403
-        for scopes in (["read"], ["write"], ["inference"]):
+        for scopes in (["read"], ["write"], ["inference"], ["admin"], ["read", "worker"]):
             key = client.post("/api/v1/keys", json={"name": "k", "scopes": scopes}).json()
-            assert join(client, key).status_code == 403
+            refused = join(client, key)
+            assert refused.status_code == 403
+        assert refused.json()["error"]["code"] == "worker_key_needed"
+        assert "scopes read, worker" in refused.json()["error"]["message"]
+        assert "keys create --name HOST --scope worker" in refused.json()["error"]["hint"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

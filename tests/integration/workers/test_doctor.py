@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Worker
 from tests import services
@@ -27,7 +28,9 @@ from workers.doctor.check_result import MAX_TEXT_CHARACTERS, CheckResult
 from workers.doctor.hardware import has_nvidia_device
 from workers.doctor.packages import compare_versions
 from workers.doctor.report import MAX_CHECKS, inspect
+from workers.doctor.secret_files import check_secret_files
 from workers.hosts.worker import WorkerContext
+from workers.joining.env_file import write_env_file
 
 PASSWORD = "correct-horse-battery"
 DEFECTS = {"torch", "data directory", "clock", "broker"}
@@ -92,6 +95,19 @@ def test_a_worker_writes_the_report_into_its_row(worker: WorkerContext) -> None:
         stored: Any = session.get_one(Worker, worker.worker_id).host_report
     assert {check["name"] for check in stored["checks"]} >= {"driver", "torch", "clock", "artifact store"}
     assert len(json.dumps(stored)) < MAX_CHECKS * (2 * MAX_TEXT_CHARACTERS + 100)
+
+
+def test_stored_secrets_that_other_users_can_read_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "worker.env"
+    settings = Settings(data_dir=tmp_path)
+    assert check_secret_files(settings) == []
+    path.write_text("TUNESMITH_WORKER_KEY='ts_x'")
+    path.chmod(0o640)
+    (check,) = check_secret_files(settings)
+    assert (check.state, f"{path} has mode 640" in check.found) == ("warning", True)
+    assert f"chmod 600 {path}" in check.fix
+    write_env_file(path, {"TUNESMITH_WORKER_KEY": "ts_y"}, None)
+    assert [check.state for check in check_secret_files(settings)] == ["ok"]
 
 
 def test_texts_of_a_report_are_bounded_and_contain_no_secrets() -> None:
