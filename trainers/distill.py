@@ -20,7 +20,7 @@ from trl import DistillationTrainer
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.training import Precision
-from trainers.modeling.architecture import pick_attention
+from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import (
     forward_dtype,
     load_config,
@@ -129,9 +129,8 @@ def _build_trainer(
         | generation_arguments(config)
         | {"beta": config.beta}
     )
-    attention = pick_attention(
-        config.attention, pick_device(config.queue), load_config(get_base_model(config.teacher))
-    )
+    teacher = load_config(get_base_model(config.teacher))
+    attention = pick_attention(config.attention, pick_device(config.queue), teacher, config.precision)
     vocabulary = model.config.get_text_config().vocab_size
     trainer = StudentTrainer(
         model=model,

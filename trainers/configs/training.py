@@ -48,7 +48,8 @@ class Attention(StrEnum):
 
     auto = "auto"
     eager = "eager"
-    sdpa = "sdpa"
+    sdpa = "sdpa"  # That of torch, with a mask where rows are padded.
+    varlen = "varlen"  # Torch's kernel for rows of different lengths, without padding or a mask.
     flash_attention_2 = "flash_attention_2"
     flash_attention_3 = "flash_attention_3"
 
@@ -203,7 +204,8 @@ class TrainingConfig(StageConfig):
         Attention.auto,
         description=(
             "Implementation of attention; `auto` is the fastest that is correct for the model and installed. "
-            "With flash attention, or `auto` on a CPU, `sft` batches rows without padding."
+            "On a GPU since Ampere, in 16 bits, it is FlashAttention if a package is installed, else torch's "
+            "own kernel `varlen`. With these, or `auto` on a CPU, `sft` batches rows without padding."
         ),
     )
     activation_checkpointing: bool | None = Field(

@@ -1,4 +1,4 @@
-"""What an architecture supports: attention, layers that LoRA adapts, and the engine hf.
+"""What an architecture supports: attention, the layers that LoRA adapts, and the engine hf.
 
 All of it is found on an empty model, on torch's `meta` device, so that a stage fails in its first second
 instead of after the weights of the model, or an earlier stage of the job, have taken their time.
@@ -15,16 +15,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from trainers.configs.training import Attention
+from trainers.modeling.attention.varlen import explain_varlen_refusal
 from trainers.modeling.load import ModelUnsupported, load_config
-from trainers.runtime.errors import ConfigInvalid, DeviceUnavailable
+from trainers.runtime.errors import ConfigInvalid
 
-FLASH: Final = {
-    Attention.flash_attention_2: is_flash_attn_2_available,
-    Attention.flash_attention_3: is_flash_attn_3_available,
-}
 # PEFT refuses to adapt these layers of models with Mamba blocks: their kernels read the weights directly.
 MAMBA_TYPES: Final = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 MAMBA_KERNEL_LAYERS: Final = ("conv1d", "out_proj")
@@ -33,44 +29,17 @@ MAX_LISTED_LAYERS: Final = 30
 EXPERT_COUNTS: Final = ("n_routed_experts", "num_local_experts")
 
 
-class AttentionUnsupported(ConfigInvalid):
-    """The architecture does not have the attention that the config names."""
-
-
-def pick_attention(attention: Attention, device: torch.device, model: PreTrainedConfig) -> str:
-    """Resolve `auto` to FlashAttention, torch's or eager attention: the first that is there for the model.
-
-    Raises AttentionUnsupported if the architecture does not have the named attention, and DeviceUnavailable
-    if this host does not.
-    """
-    offered = list_attention(model)
-    if attention is Attention.auto:
-        has_flash = device.type == "cuda" and is_flash_attn_2_available()
-        wanted = [*([Attention.flash_attention_2] if has_flash else []), Attention.sdpa, Attention.eager]
-        return next(found for found in wanted if found in offered).value
-    if attention not in offered:
-        names = ", ".join(offered)
-        raise AttentionUnsupported(
-            f"attention is {attention}, which the architecture {model.model_type} does not have; "
-            f"it has {names}.",
-            f"Set attention to auto or one of {names}.",
-        )
-    if attention in FLASH and (device.type == "cpu" or not FLASH[attention]()):
-        raise DeviceUnavailable(
-            f"attention is {attention}, which is not installed or has no kernel for {device.type}.",
-            "Set attention to auto or sdpa, or install flash-attn on a GPU host.",
-        )
-    return attention.value
-
-
 def list_attention(model: PreTrainedConfig) -> list[Attention]:
-    """Return the kinds of attention that the classes of an architecture declare."""
+    """Return the kinds of attention that a model has, by its classes and its config."""
     kind = find_model_class(model)
     declared: Sequence[str] | None = getattr(kind, "_compatible_flash_implementations", None)
     flash = [
-        name for name in FLASH if kind._supports_flash_attn and (declared is None or name.value in declared)
+        name
+        for name in (Attention.flash_attention_2, Attention.flash_attention_3)
+        if kind._supports_flash_attn and (declared is None or name.value in declared)
     ]
-    return [Attention.eager, *([Attention.sdpa] if kind._supports_sdpa else []), *flash]
+    varlen = [] if explain_varlen_refusal(model) else [Attention.varlen]
+    return [Attention.eager, *([Attention.sdpa] if kind._supports_sdpa else []), *varlen, *flash]
 
 
 def find_model_class(model: PreTrainedConfig) -> type[PreTrainedModel]:

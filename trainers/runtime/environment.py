@@ -14,7 +14,7 @@ from trainers.configs.base import Queue
 from trainers.configs.references import get_base_model
 from trainers.configs.resume_guarantee import ResumeGuarantee, get_resume_guarantee, make_guarantee
 from trainers.configs.training import TrainingConfig
-from trainers.modeling.architecture import pick_attention
+from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import load_config, pick_device
 from trainers.runtime import run_dir as files
 
@@ -60,7 +60,9 @@ def _current_environment(config: TrainingConfig) -> dict[str, Any]:
         "micro_batch_size": config.micro_batch_size,
         "devices": config.devices,
         "parallelism": config.parallelism.value,
-        "attention": pick_attention(config.attention, device, load_config(get_base_model(config.base))),
+        "attention": pick_attention(
+            config.attention, device, load_config(get_base_model(config.base)), config.precision
+        ),
         "device": torch.cuda.get_device_name(device) if is_cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -10,7 +10,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.training import Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.modeling.architecture import pick_attention
+from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import count_parameters, load_config, pick_device, pick_precision
 from trainers.preflight.memory.estimate import estimate_memory, local_host, needs_checkpointing
 from trainers.runtime import run_dir as files
@@ -100,7 +100,9 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
         "parameters": total,
         "device": device.type,
         "precision": precision,
-        "attention": pick_attention(config.attention, device, load_config(get_base_model(config.base))),
+        "attention": pick_attention(
+            config.attention, device, load_config(get_base_model(config.base)), config.precision
+        ),
         "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
         "memory": estimate_memory(config, [], longest_tokens),
         "resume_guarantee": expected_resume_guarantee(config).model_dump(mode="json"),

@@ -18,8 +18,8 @@ from trainers.modeling.architecture import (
     MAX_LISTED_LAYERS,
     build_empty_model,
     list_layers,
-    pick_attention,
 )
+from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import ModelUnsupported, load_config, pick_device, pick_precision
 from trainers.runtime.errors import ConfigInvalid, first_line, join_names
 from trainers.training.packing_proof import prove_packing
@@ -53,7 +53,7 @@ def prove_model(config: TrainingConfig) -> None:
     """
     base, device = get_base_model(config.base), pick_device(config.queue)
     model_config = load_config(base)
-    attention = pick_attention(config.attention, device, model_config)
+    attention = pick_attention(config.attention, device, model_config, config.precision)
     if not config.uses_mlx:
         pick_precision(config.precision, device)
     if isinstance(config, SftConfig):

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trainers.configs.stages.sft import SftConfig
-from trainers.modeling.architecture import pick_attention
+from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
 from trainers.modeling.load import pick_device
 from trainers.runtime.errors import ConfigInvalid, first_line
-from trainers.training.padding_free import FLASH, PACKABLE_ARCHITECTURES
+from trainers.training.padding_free import PACKABLE_ARCHITECTURES
 
 # About 1.2 GB in fp32, and two seconds to fill with random values.
 MAX_PARAMETERS: Final = 300_000_000
@@ -26,7 +26,7 @@ EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 MAX_EXPERTS: Final = 8
 # The second row is longer, so that it is not hidden by the first.
 ROWS: Final = [[3 + 7 * n % 100 for n in range(24)], [5 + 11 * n % 100 for n in range(40)]]
-# How much of the effect of the other row may remain, by rounding: in fp32, and in bf16 for FlashAttention.
+# How much of the effect of the other row may remain, by rounding: in fp32, and in bf16 for a fused kernel.
 MAX_SHARE, MAX_SHARE_BF16 = 0.01, 0.05
 
 
@@ -42,18 +42,18 @@ def prove_packing(config: SftConfig, model: PreTrainedConfig) -> None:
     if not config.packing or model.model_type in PACKABLE_ARCHITECTURES:
         return
     device = pick_device(config.queue)
-    attention = pick_attention(config.attention, device, model)
-    is_flash = attention in FLASH
+    attention = pick_attention(config.attention, device, model, config.precision)
+    is_16_bit = attention in BOUNDARY_ATTENTION and device.type == "cuda"
     try:
         small = _build_small(model, attention)
         if small is None:
             raise _unproven(model, "could not be proved to keep", "it is too large to be tried quickly")
-        small = small.to(device, torch.bfloat16 if is_flash else torch.float32).eval()
+        small = small.to(device, torch.bfloat16 if is_16_bit else torch.float32).eval()
         share = mixed_share(small)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
         # What transformers raises for inputs or a size that an architecture does not support.
         raise _unproven(model, "could not be proved to keep", first_line(error)) from error
-    if share > (MAX_SHARE_BF16 if is_flash else MAX_SHARE):
+    if share > (MAX_SHARE_BF16 if is_16_bit else MAX_SHARE):
         reason = f"in a trial a row changed by {share:.0%} of what the other row's text does to it"
         raise _unproven(model, "do not keep", reason)
 

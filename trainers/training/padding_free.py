@@ -15,12 +15,11 @@ from transformers.masking_utils import sdpa_mask
 
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
-from trainers.modeling.architecture import pick_attention
+from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
 from trainers.modeling.load import pick_device
 from trainers.rendering.render import IGNORE_INDEX
 
 ROW_BY_ROW: Final = "row_by_row"
-FLASH: Final = (Attention.flash_attention_2, Attention.flash_attention_3)
 # A test shows for these architectures that rows do not affect each other. Others may carry state from token
 # to token outside attention, as recurrent layers and convolutions do.
 VERIFIED_ARCHITECTURES: Final = frozenset(
@@ -50,13 +49,16 @@ PACKABLE_ARCHITECTURES: Final = VERIFIED_ARCHITECTURES | {
 def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:
     """Return whether rows are concatenated: always when packed, else where attention separates them cheaply.
 
-    FlashAttention does. torch's attention would need a mask of (all tokens)², so on a CPU it is called once
-    per row; on a GPU many small calls are expensive, and rows are padded. NEFTune needs padding too, because
-    its noise is scaled by the length of the whole sequence.
+    Torch's variable-length kernel and FlashAttention do. torch's other attention would need a mask of (all
+    tokens)², so on a CPU it is called once per row; on a GPU many small calls are expensive, and rows are
+    padded. NEFTune needs padding too, because its noise is scaled by the length of the whole sequence.
     """
     assert config.micro_batch_size is not None
-    is_flash = pick_attention(config.attention, pick_device(config.queue), model) in FLASH
-    is_cheap = _attends_row_by_row(config, model) or (is_flash and model.model_type in VERIFIED_ARCHITECTURES)
+    attention = pick_attention(config.attention, pick_device(config.queue), model, config.precision)
+    has_boundaries = attention == Attention.varlen or (
+        attention in BOUNDARY_ATTENTION and model.model_type in VERIFIED_ARCHITECTURES
+    )
+    is_cheap = has_boundaries or _attends_row_by_row(config, model)
     has_gain = config.micro_batch_size > 1 and config.neftune_alpha is None
     return config.packing or (has_gain and is_cheap)
 
@@ -80,7 +82,7 @@ def _attends_row_by_row(config: SftConfig, model: PreTrainedConfig) -> bool:
     return (
         device.type == "cpu"
         and config.attention is Attention.auto
-        and pick_attention(config.attention, device, model) == Attention.sdpa
+        and pick_attention(config.attention, device, model, config.precision) == Attention.sdpa
         and model.model_type in VERIFIED_ARCHITECTURES
         and window >= config.max_length
     )

@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.references import get_base_model
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
-from trainers.modeling.architecture import MAMBA_KERNEL_LAYERS, MAMBA_TYPES, name_experts, pick_attention
+from trainers.modeling.architecture import MAMBA_KERNEL_LAYERS, MAMBA_TYPES, name_experts
+from trainers.modeling.attention.choice import describe_package, pick_attention
 from trainers.modeling.load import forward_dtype, load_config, load_model, pick_device
 from trainers.modeling.quantization import quantization_config
 from trainers.runtime.events import EventWriter
@@ -28,7 +29,9 @@ def load_policy(
     is_lora = isinstance(config.tuning, LoraTuning)
     dtype = forward_dtype(precision) if is_lora else torch.float32
     model_config = load_config(get_base_model(config.base))
-    attention = pick_attention(config.attention, pick_device(config.queue), model_config)
+    attention = pick_attention(config.attention, pick_device(config.queue), model_config, config.precision)
+    if (notice := describe_package(attention)) is not None:
+        events.write_warning("attention_from_package", notice)
     model = load_model(
         config.base,
         dtype,

@@ -18,7 +18,8 @@ from tests.benchmarks.trainers.architectures import Row, try_architecture
 from trainers.configs import AdaptedModel, parse_stage
 from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import Attention, TrainingConfig
-from trainers.modeling.architecture import AttentionUnsupported, explain_hf_refusal, pick_attention
+from trainers.modeling.architecture import explain_hf_refusal
+from trainers.modeling.attention.choice import AttentionUnsupported, pick_attention
 from trainers.modeling.load import ModelUnsupported, TokenizerIncomplete, load_tokenizer
 from trainers.preflight.memory.estimate import estimate_memory, needs_checkpointing
 from trainers.training.model_proof import TargetModulesMissing, TuningUnsupported, prove_model

@@ -17,7 +17,7 @@ from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
-from trainers.modeling.architecture import pick_attention
+from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
