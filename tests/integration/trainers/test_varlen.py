@@ -69,9 +69,9 @@ def test_the_reference_equals_torchs_attention_of_each_row(window: int | None) -
     options: Any = {"window_size": (window - 1 if window else -1, 0), "enable_gqa": True}
     result = reference_varlen_attn(query, key, value, boundaries, boundaries, 40, 40, **options)
     rows = zip(*(tensor.transpose(0, 1).split(LENGTHS, dim=1) for tensor in (query, key, value)), strict=True)
-    for row, own in zip(result.split(LENGTHS), rows, strict=True):
+    for row, (own_query, own_key, own_value) in zip(result.split(LENGTHS), rows, strict=True):
         mask = torch.ones(len(row), len(row)).tril().triu(1 - (window or len(row))).bool()
-        expected = scaled_dot_product_attention(*own, attn_mask=mask, enable_gqa=True)
+        expected = scaled_dot_product_attention(own_query, own_key, own_value, mask, enable_gqa=True)
         assert_close(row, expected.transpose(0, 1))
 
 
@@ -226,7 +226,8 @@ def test_the_kernel_of_a_gpu_equals_the_reference(window: int | None) -> None:
     boundaries = torch.tensor([0, *LENGTHS]).cumsum(0).to("cuda", torch.int32)
     options: Any = {"window_size": (window - 1 if window else -1, 0), "enable_gqa": True}
     results = []
-    for kernel in (varlen_attn, reference_varlen_attn):
+    kernels: list[Any] = [varlen_attn, reference_varlen_attn]
+    for kernel in kernels:
         torch.manual_seed(0)
         inputs = [
             torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for shape in shapes
