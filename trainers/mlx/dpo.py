@@ -15,7 +15,7 @@ from datasets import disable_progress_bars
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from trainers.configs.stages.dpo import DpoConfig
-from trainers.mlx.network import load_trained_network, pick_mlx_precision
+from trainers.mlx.network import pick_mlx_precision
 from trainers.mlx.quantized_base import add_quantized_base
 from trainers.mlx.training.plan import plan_mlx_training, with_mlx
 from trainers.mlx.training.preferences import (
@@ -24,7 +24,7 @@ from trainers.mlx.training.preferences import (
     preference_loss,
     reference_logps,
 )
-from trainers.mlx.training.stage import StageRows, TrainedNetwork, train_stage
+from trainers.mlx.training.stage import StageRows, load_stage_network, train_stage
 from trainers.modeling.load import load_tokenizer
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
@@ -51,9 +51,12 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     cache = cache_of_process(run_dir)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, preferences, run_dir, events)
-    model = TrainedNetwork(*load_trained_network(config, events))
+    held_out = _load_validation(config, tokenizer, cache)
+    model = load_stage_network(config, events, preferences, held_out)
     rows = _make_rows(config, preferences, model.network, run_dir / REFERENCE)
-    validation = _load_validation(config, tokenizer, model.network, run_dir, cache)
+    validation = None
+    if held_out is not None:
+        validation = _make_rows(config, held_out, model.network, run_dir / VALIDATION_REFERENCE)
 
     def on_log(state: TrainerState) -> None:
         if state.global_step == 1:
@@ -113,13 +116,12 @@ def _make_rows(config: DpoConfig, preferences: PreferenceSet, network: nn.Module
 
 
 def _load_validation(
-    config: DpoConfig, tokenizer: PreTrainedTokenizerBase, network: nn.Module, run_dir: Path, cache: RowCache
-) -> StageRows | None:
+    config: DpoConfig, tokenizer: PreTrainedTokenizerBase, cache: RowCache
+) -> PreferenceSet | None:
     if config.validation_dataset is None:
         return None
     rows, count = config.validation_dataset, config.max_validation_rows
-    preferences = load_preferences(rows, tokenizer, config.max_length, count, cache)
-    return _make_rows(config, preferences, network, run_dir / VALIDATION_REFERENCE)
+    return load_preferences(rows, tokenizer, config.max_length, count, cache)
 
 
 if __name__ == "__main__":

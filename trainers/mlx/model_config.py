@@ -14,6 +14,9 @@ from mlx_lm.utils import _get_classes
 from trainers.modeling.load import ModelUnsupported
 
 # Keys whose presence alone means something to mlx-lm, or that it reads from the file itself.
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
+# Names of one function.
+TANH_GELU = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast"}
 FILE_ONLY_KEYS = {"quantization_config", "quantization", "text_config", "vision_config", "model_type"}
 Json = dict[str, Any]
 
@@ -33,6 +36,7 @@ def complete_config(path: str, file_config: Json, config: Any) -> Json:
     values = {key: value for key, value in text.to_dict().items() if key not in FILE_ONLY_KEYS}
     if text is config:
         supported = supported_keys(path, file_config)
+        check_activation(path, config, supported)
         values |= rope_values(path, values, supported)
         return {key: value for key, value in values.items() if key in supported}
     # An architecture with several parts reads the language model's values from a part of its own.
@@ -51,6 +55,21 @@ def supported_keys(path: str, file_config: Json) -> set[str]:
         raise _unsupported(f"{path} is a {file_config['model_type']}, which mlx-lm does not have.") from error
 
 
+def check_activation(path: str, config: Any, supported: set[str]) -> None:
+    """Raise ModelUnsupported for another activation than that of the architecture, unless mlx-lm reads it.
+
+    Most of mlx-lm's networks have a fixed activation, whatever the config names.
+    """
+    usual = type(config)()
+    for key in ACTIVATION_KEYS:
+        found, expected = getattr(config, key, None), getattr(usual, key, None)
+        is_same = found == expected or {found, expected} <= TANH_GELU
+        if key not in supported and not is_same:
+            raise _unsupported(
+                f"{path} has the {key} {found!r}, and mlx-lm computes {expected!r} for a {config.model_type}."
+            )
+
+
 def rope_values(path: str, values: Json, supported: set[str] | None) -> Json:
     """Return the rotary embedding's values under mlx-lm's keys, `rope_theta` and `rope_scaling`."""
     parameters: Json = values.get("rope_parameters") or {}
@@ -58,6 +77,9 @@ def rope_values(path: str, values: Json, supported: set[str] | None) -> Json:
         return {}
     if supported is not None and not supported & {"rope_theta", "rope_parameters"}:
         raise _unsupported(f"mlx-lm does not read rope_theta for {path}; its completions would be wrong.")
+    is_partial = parameters.get("partial_rotary_factor", 1) != 1
+    if is_partial and supported is not None and not supported & {"partial_rotary_factor", "rope_parameters"}:
+        raise _unsupported(f"mlx-lm rotates whole heads of {path}, of which the model rotates a part.")
     if all(isinstance(part, Mapping) for part in parameters.values()):
         return rope_values_by_layer(path, values, parameters, supported)
     return uniform_rope_values(parameters)

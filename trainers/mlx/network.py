@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, Precision, TrainingConfig
+from trainers.mlx.activations import approximate_gelu
 from trainers.mlx.adapters import add_adapter, linear_modules, load_adapter, quantized_layers
 from trainers.mlx.dropout import replace_dropout
 from trainers.mlx.model_config import complete_config, exact_context_length
@@ -54,15 +55,19 @@ def pick_mlx_precision(config: TrainingConfig) -> Precision:
     return Precision.bf16 if is_mixed else Precision.fp32
 
 
-def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[nn.Module, LoraConfig | None]:
+def load_trained_network(
+    config: TrainingConfig, events: EventWriter, longest_tokens: int
+) -> tuple[nn.Module, LoraConfig | None]:
     """Load the model to train and its adapter; with full tuning, an adapter of the base is merged into it.
 
-    Raises the errors of `open_base` and `load_adapter`, and ModelUnsupported.
+    Raises the errors of `open_base` and `load_adapter`, and ModelUnsupported, also for rows of
+    `longest_tokens` if those are too long for mlx-lm. No weight has been read then.
     """
     base, tuning = get_base_model(config.base), config.tuning
     mx.random.seed(config.seed)
     network = load_network(base, pick_mlx_precision(config))
     _check_base_format(network, config)
+    _check_row_length(network, base, longest_tokens)
     if not isinstance(tuning, LoraTuning):
         if isinstance(config.base, AdaptedModel):
             load_adapter(network, check_adapter_folder(Path(config.base.adapter)))
@@ -113,21 +118,9 @@ def load_network(base: str, precision: Precision) -> nn.Module:
     except (TypeError, ValueError) as error:
         # A value that its class needs and transformers calls otherwise, or weights of other names.
         raise ModelUnsupported(f"mlx-lm cannot load {base}: {error}", TORCH_HINT) from error
+    approximate_gelu(network, load_config(base).model_type)
     network.set_dtype(mx.bfloat16 if precision is Precision.bf16 else mx.float32)
     return network
-
-
-def check_row_length(network: nn.Module, base: str, longest_tokens: int) -> None:
-    """Raise ModelUnsupported for rows on which mlx-lm's attention is not that of transformers."""
-    # mlx-lm ignores the window of a model to which it gives no cache with one.
-    has_window = not all(isinstance(cache, KVCache) for cache in make_prompt_cache(network))
-    exact = exact_context_length(load_config(base), has_window)
-    if exact is not None and longest_tokens > exact:
-        raise ModelUnsupported(
-            f"The longest row has {longest_tokens:,} tokens, and mlx-lm computes {base} as transformers does "
-            f"for at most {exact:,}.",
-            f"Set max_length to {exact}. {TORCH_HINT}",
-        )
 
 
 def _check_base_format(network: nn.Module, config: TrainingConfig) -> None:
@@ -139,6 +132,19 @@ def _check_base_format(network: nn.Module, config: TrainingConfig) -> None:
             "loads, so an adapter for it could not be served elsewhere.",
             "Set tuning.quantization to 4bit and tuning.publish_dequantized_base, or name the original model "
             "as `base` with tuning.quantization 4bit.",
+        )
+
+
+def _check_row_length(network: nn.Module, base: str, longest_tokens: int) -> None:
+    """Raise ModelUnsupported for rows on which mlx-lm's attention is not that of transformers."""
+    # mlx-lm ignores the window of a model to which it gives no cache with one.
+    has_window = not all(isinstance(cache, KVCache) for cache in make_prompt_cache(network))
+    exact = exact_context_length(load_config(base), has_window)
+    if exact is not None and longest_tokens > exact:
+        raise ModelUnsupported(
+            f"The longest row has {longest_tokens:,} tokens, and mlx-lm computes {base} as transformers does "
+            f"for at most {exact:,}.",
+            f"Set max_length to {exact}. {TORCH_HINT}",
         )
 
 

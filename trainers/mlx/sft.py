@@ -14,12 +14,11 @@ from datasets import disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.stages.sft import SftConfig
-from trainers.mlx.network import load_trained_network
 from trainers.mlx.quantized_base import add_quantized_base
 from trainers.mlx.training.batches import completion_batches
 from trainers.mlx.training.losses import completion_loss
 from trainers.mlx.training.plan import plan_mlx_training, with_mlx
-from trainers.mlx.training.stage import StageRows, TrainedNetwork, train_stage
+from trainers.mlx.training.stage import StageRows, load_stage_network, train_stage
 from trainers.modeling.load import load_tokenizer
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
@@ -41,8 +40,8 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     cache = cache_of_process(run_dir)
     examples = load_examples(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, examples, run_dir, events)
-    model = TrainedNetwork(*load_trained_network(config, events))
     validation = _load_validation(config, tokenizer, cache)
+    model = load_stage_network(config, events, examples, validation)
     state = train_stage(
         config,
         run_dir,
@@ -50,7 +49,7 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         tokenizer,
         model,
         make_rows(examples),
-        validation,
+        None if validation is None else make_rows(validation),
         completion_loss,
         examples.summary(),
     )
@@ -80,11 +79,11 @@ def make_rows(examples: ExampleSet) -> StageRows:
 
 def _load_validation(
     config: SftConfig, tokenizer: PreTrainedTokenizerBase, cache: RowCache
-) -> StageRows | None:
+) -> ExampleSet | None:
     if config.validation_dataset is None:
         return None
     rows, count = config.validation_dataset, config.max_validation_rows
-    return make_rows(load_examples(rows, tokenizer, config.max_length, count, cache))
+    return load_examples(rows, tokenizer, config.max_length, count, cache)
 
 
 if __name__ == "__main__":

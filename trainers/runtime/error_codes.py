@@ -46,6 +46,10 @@ class ErrorCode(StrEnum):
     device_unavailable = "device_unavailable", "The stage asks for a device that this worker does not have."
     out_of_memory = "out_of_memory", "The device's memory is too small for the smallest micro-batch."
     disk_full = "disk_full", "The disk of the data directory, the database or the artifact store is full."
+    checkpoint_unsupported = (
+        "checkpoint_unsupported",
+        "The run cannot resume: another version or backend wrote its checkpoint, in a form of its own.",
+    )
     weights_unchanged = "weights_unchanged", "Training ended and has changed no weight of the model."
     loss_not_finite = "loss_not_finite", "The loss became NaN or infinite."
     preflight_failed = "preflight_failed", "A check before training found an error in the data or settings."

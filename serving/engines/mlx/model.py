@@ -22,6 +22,7 @@ from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tok
 from serving.engines.mlx import lora
 from serving.engines.mlx.kv_cache import MlxBatch, prefill, step
 from trainers.configs.engines import EngineOptions, EngineQuantization
+from trainers.mlx.activations import approximate_gelu
 from trainers.mlx.model_config import complete_config, exact_context_length
 from trainers.modeling.load import ModelUnsupported
 
@@ -93,6 +94,7 @@ def load_network(path: str, folder: Path, config: Any, options: EngineOptions) -
     except ModelUnsupported as error:
         raise ModelNotLoadable(error.message) from error
     network, model_config = load_model(folder, lazy=True, model_config=values)
+    approximate_gelu(network, config.model_type)
     check_caches(path, network)
     if options.dtype != "auto":
         network.set_dtype(getattr(mx, options.dtype))

@@ -3,9 +3,7 @@
 from typing import Any, TypeVar
 
 from trainers.configs.backends.choice import Backend, PortableTrainingConfig, find_backend_fault
-from trainers.configs.references import get_base_model
 from trainers.mlx.network import (
-    check_row_length,
     count_network_parameters,
     load_trained_network,
     pick_mlx_precision,
@@ -42,8 +40,7 @@ def plan_mlx_training(config: PortableTrainingConfig, steps: int, longest_tokens
     check_plan(config, steps)
     prove_model(config)
 
-    network, _ = load_trained_network(config, EventWriter(None))
-    check_row_length(network, get_base_model(config.base), longest_tokens)
+    network, _ = load_trained_network(config, EventWriter(None), longest_tokens)
     trainable, total = count_network_parameters(network)
     return {
         "steps": steps,

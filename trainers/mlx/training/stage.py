@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +18,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import LearningRateSchedule, LoraTuning
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.mlx.dropout import recomputed_activations
-from trainers.mlx.network import check_row_length, count_network_parameters, uses_gpu
+from trainers.mlx.network import count_network_parameters, load_trained_network, uses_gpu
 from trainers.mlx.save import write_dequantized_base, write_model
 from trainers.mlx.training.batches import MakeBatch, iterate_steps, split_rows
 from trainers.mlx.training.loop import BatchLoss, Loss, mean_losses, train
@@ -44,12 +45,33 @@ class TrainedNetwork:
     adapter: LoraConfig | None
 
 
+class RowSet(Protocol):
+    """The rendered rows of a dataset."""
+
+    @property
+    def count(self) -> int:
+        """The number of rows that are trained."""
+
+    @property
+    def lengths(self) -> Int32s:
+        """The tokens of each of them."""
+
+
 @dataclass(frozen=True)
 class StageRows:
     """The rows of a stage, by the number of their tokens, and how micro-batches are made of them."""
 
     lengths: Int32s
     make_batch: MakeBatch
+
+
+def load_stage_network(
+    config: ValidatedTrainingConfig, events: EventWriter, rows: RowSet, validation: RowSet | None
+) -> TrainedNetwork:
+    """Check the plan and the lengths of all rows, then load the network; raises as both."""
+    check_plan(config, total_steps(config, rows.count, config.batch_size))
+    longest = max(int(part.lengths.max()) for part in (rows, validation) if part is not None)
+    return TrainedNetwork(*load_trained_network(config, events, longest))
 
 
 def train_stage(
@@ -68,16 +90,12 @@ def train_stage(
 
     `on_log` is called after each metric event, of which the first is then that of step 1.
 
-    Raises StopRequested after SIGTERM, ModelUnsupported for rows that are too long for mlx-lm, LossNotFinite,
-    and WeightsUnchanged if the run changed nothing.
+    Raises StopRequested after SIGTERM, LossNotFinite, and WeightsUnchanged if the run changed nothing.
     """
     network = model.network
     trainable, total = count_network_parameters(network)
     logger.info("%d of %d parameters are trained, on %s.", trainable, total, summary)
     steps = total_steps(config, len(rows.lengths), config.batch_size)
-    check_plan(config, steps)
-    longest = max(int(part.lengths.max()) for part in (rows, validation) if part is not None)
-    check_row_length(network, get_base_model(config.base), longest)
     optimizer = DecayedAdamW(config.weight_decay)
     optimizer.init(network.trainable_parameters())
     write = partial(write_model, network, model.adapter, config, tokenizer)

@@ -14,10 +14,20 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from trainers.mlx.adapters import load_adapter_weights
 from trainers.modeling.model_files import is_adapter
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import ProgramError
 
 # Not directly in the checkpoint: there, files of safetensors are the model's.
 STATE = "training/state.safetensors"
+# Of versions before the model was a part of the checkpoint: optimizer, random state and weights in one file.
+EARLIER_STATE = "state.safetensors"
 OPTIMIZER, RANDOM = "optimizer.", "random_key"
+
+
+class CheckpointUnsupported(ProgramError):
+    """A checkpoint from which this version cannot resume with MLX."""
+
+    code = ErrorCode.checkpoint_unsupported
 
 
 def save_state(folder: Path, optimizer: Optimizer) -> None:
@@ -30,7 +40,18 @@ def save_state(folder: Path, optimizer: Optimizer) -> None:
 
 
 def load_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> None:
-    """Restore the model and the state; the network has the same trained weights."""
+    """Restore the model and the state; the network has the same trained weights.
+
+    Raises CheckpointUnsupported for a checkpoint of another program or of an earlier version.
+    """
+    if not (folder / STATE).is_file():
+        is_earlier = (folder / EARLIER_STATE).is_file()
+        writer = "an earlier version of this service" if is_earlier else "another backend than MLX"
+        raise CheckpointUnsupported(
+            f"The checkpoint {folder.name} was written by {writer}: it has no {STATE}, from which MLX resumes.",
+            "Submit the job again, which trains from the start, or resume it with the "
+            f"{'version' if is_earlier else 'backend'} that wrote it.",
+        )
     if is_adapter(folder):
         load_adapter_weights(network, folder)
     else:

@@ -51,6 +51,9 @@ MODELS: dict[str, Any] = {
     "gemma3": transformers.Gemma3TextConfig(
         **{**SHAPE, "num_hidden_layers": 6}, head_dim=16, sliding_window=16, query_pre_attn_scalar=16
     ),
+    # Their GELU is the approximation by tanh, where mlx-lm has the exact one.
+    "gemma": transformers.GemmaConfig(**SHAPE, rope_parameters=ROPE, head_dim=16),
+    "starcoder2": transformers.Starcoder2Config(**SHAPE, rope_parameters=ROPE),
     "phi3": transformers.Phi3Config(
         **SHAPE,
         rope_parameters={**LONG, "original_max_position_embeddings": 64},
@@ -178,6 +181,25 @@ def test_a_context_that_mlx_lm_computes_differently_is_rejected(tiny: Path, tmp_
     assert load(folder).max_model_len == 32
     with pytest.raises(ModelNotLoadable, match="32 tokens for which"):
         load(folder, max_model_len=64)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            transformers.LlamaConfig(**SHAPE, hidden_act="gelu"),
+            "gelu', and mlx-lm computes 'silu'",
+        ),
+        (transformers.GlmConfig(**SHAPE, head_dim=16), "rotates whole heads"),
+    ],
+    ids=["activation", "rotation"],
+)
+def test_a_network_that_mlx_lm_computes_differently_is_rejected(
+    config: Any, message: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "other", config)
+    with pytest.raises(ModelNotLoadable, match=message):
+        load(save_model(tmp_path, tiny, "other"))
 
 
 @pytest.mark.parametrize(("kind", "max_change"), [("int8", 0.5), ("int4", 5.0)])

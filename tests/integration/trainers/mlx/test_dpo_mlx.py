@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from tests.integration.trainers.conftest import Programs, assert_same_run, events, kill_at_step
+from tests.integration.trainers.mlx.windowed_model import write_windowed_model
 from tests.integration.trainers.stages import run_stage
 from trainers.configs import DpoConfig, DpoLoss, parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
+from trainers.modeling.load import ModelUnsupported
 
 preferences = pytest.importorskip("trainers.mlx.training.preferences")
 
@@ -99,6 +101,18 @@ def test_a_killed_run_resumes_exactly(programs: Programs, stage: dict[str, Any],
     assert_same_run(killed, whole, "adapter_model.safetensors")
     # The reference's log-probabilities are of use during the run only.
     assert not list(whole.glob("*.npy"))
+
+
+def test_pairs_beyond_a_window_that_mlx_ignores_are_refused_before_the_reference_is_computed(
+    stage: dict[str, Any], starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(*_: Any) -> None:
+        pytest.fail("the network was used before the rows were checked")
+
+    monkeypatch.setattr(preferences, "_completion_logps", compute)
+    long = stage | {"base": str(write_windowed_model(starter, tmp_path / "base", 16)), "max_steps": 2}
+    with pytest.raises(ModelUnsupported, match=r"The longest row has .* at most 16"):
+        run_stage(long, tmp_path / "run")
 
 
 def test_losses_that_compare_the_pairs_of_a_micro_batch_are_refused(stage: dict[str, Any]) -> None:

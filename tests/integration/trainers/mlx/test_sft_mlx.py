@@ -19,6 +19,7 @@ from tests.integration.trainers.conftest import (
     losses,
     wait_for,
 )
+from tests.integration.trainers.mlx.windowed_model import write_windowed_model
 from tests.integration.trainers.stages import Recorder, at_checkpoint, run_stage
 from trainers.configs import parse_stage
 from trainers.configs.stages.sft import SftConfig
@@ -31,6 +32,7 @@ from trainers.runtime.events import EventWriter
 
 sft_mlx = pytest.importorskip("trainers.mlx.sft")
 batches = pytest.importorskip("trainers.mlx.training.batches")
+CheckpointUnsupported = pytest.importorskip("trainers.mlx.training.state").CheckpointUnsupported
 
 Rows = list[dict[str, Any]]
 # Turns of the assistant anywhere, one of them without loss, one that is cut off, and rows of several lengths.
@@ -175,6 +177,25 @@ def test_full_tuning_resumes_exactly_in_the_middle_of_an_epoch(stage: dict[str, 
     assert weights[0] == weights[1]
 
 
+def test_a_checkpoint_of_an_earlier_version_or_of_torch_is_refused_with_the_reason(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    stage = stage | {"max_steps": 2}
+    train(stage, tmp_path / "torch", backend="torch")
+    train(stage, tmp_path / "mlx")
+    for name, reason in (("torch", "another backend than MLX"), ("mlx", "an earlier version")):
+        resumed = tmp_path / f"{name}-resumed"
+        at_checkpoint(tmp_path / name, resumed, 2)
+        if name == "mlx":
+            changed = (resumed / files.CHECKPOINTS / "step-00000002").rename(resumed / "changed")
+            (changed / "training" / "state.safetensors").rename(changed / "state.safetensors")
+            (changed / files.MANIFEST).unlink()
+            files.publish_checkpoint(resumed, 2, changed)
+        with pytest.raises(CheckpointUnsupported, match=f"step-00000002 was written by {reason}") as error:
+            train(stage, resumed)
+        assert error.value.hint is not None and "Submit the job again" in error.value.hint
+
+
 def test_training_stops_early_and_publishes_the_best_model(stage: dict[str, Any], tmp_path: Path) -> None:
     validation = {"validation_dataset": stage["dataset"], "validate_every_steps": 2}
     stop = {"early_stopping_patience": 1, "early_stopping_min_improvement": 100, "max_steps": 50}
@@ -233,14 +254,7 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes_exactly(
 def test_rows_beyond_a_window_that_mlx_ignores_are_refused_and_shorter_ones_trained(
     stage: dict[str, Any], starter: Path, tmp_path: Path
 ) -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 1200}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, sliding_window=64))
-    base = tmp_path / "base"
-    model.save_pretrained(base)
-    load_tokenizer(str(starter)).save_pretrained(base)
+    base = write_windowed_model(starter, tmp_path / "base", 64)
     stage = stage | {"base": str(base), "max_steps": 2, "batch_size": 4}
     config = parse_stage(stage | {"backend": "mlx"})
     assert isinstance(config, SftConfig)
@@ -273,7 +287,7 @@ def test_a_4_bit_run_never_holds_all_original_weights_of_its_base(
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    network, adapter = load_trained_network(config, EventWriter(None))
+    network, adapter = load_trained_network(config, EventWriter(None), 64)
     assert mx.get_peak_memory() - before < 0.5 * dense_bytes
     write_model(network, adapter, config, tokenizer, tmp_path / "model")
     mx.clear_cache()
