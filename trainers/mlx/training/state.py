@@ -48,7 +48,7 @@ def load_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> None:
         is_earlier = (folder / EARLIER_STATE).is_file()
         writer = "an earlier version of this service" if is_earlier else "another backend than MLX"
         raise CheckpointUnsupported(
-            f"The checkpoint {folder.name} was written by {writer}: it has no {STATE}, from which MLX resumes.",
+            f"The checkpoint {folder.name} was written by {writer}; it has no {STATE}, which MLX needs.",
             "Submit the job again, which trains from the start, or resume it with the "
             f"{'version' if is_earlier else 'backend'} that wrote it.",
         )
