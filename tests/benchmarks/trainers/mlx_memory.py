@@ -42,7 +42,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, bool, int, int]] = [
 
 def measure(config: TrainingConfig, rows: int, tokens: int, vocabulary: int, recomputes: bool) -> int:
     """Return the peak of MLX's allocator in bytes, weights included."""
-    network, _ = load_trained_network(config, EventWriter(None))
+    network, _ = load_trained_network(config, EventWriter(None), tokens)
     optimizer = DecayedAdamW(0.0)
     optimizer.init(network.trainable_parameters())
     ids = mx.array(np.random.default_rng(0).integers(0, vocabulary, (rows, tokens + 1), dtype=np.int32))
