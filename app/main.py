@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import REGISTRY
 from prometheus_client.registry import Collector as Counted
@@ -101,7 +101,7 @@ def create_app(limits: RateLimits | None = None, counted: Counted = REGISTRY) ->
         lifespan=_lifespan,
     )
     install_error_handlers(app)
-    app.include_router(_api_router())
+    _include_api(app)
     app.include_router(health.router)
     app.mount(OPENAI_PREFIX, create_openai_app())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -124,8 +124,8 @@ def configure_app(app: FastAPI, limits: RateLimits | None = None, counted: Count
     app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
 
 
-def _api_router() -> APIRouter:
-    api = APIRouter(prefix=API_PREFIX)
+def _include_api(app: FastAPI) -> None:
+    """Include the routers one by one: FastAPI reads every route of a router of routers for each request."""
     nouns = (
         datasets,
         replays,  # Its path /jobs/diff comes before /jobs/{id}.
@@ -143,7 +143,8 @@ def _api_router() -> APIRouter:
         eval_imports,
     )
     for noun in nouns:
-        api.include_router(noun.router, dependencies=[Depends(require_by_method), Depends(check_query)])
+        checks = [Depends(require_by_method), Depends(check_query)]
+        app.include_router(noun.router, prefix=API_PREFIX, dependencies=checks)
     # These routers state the scopes that they require. The query is checked after the key.
     for router in (
         deployments.gateways,
@@ -157,8 +158,7 @@ def _api_router() -> APIRouter:
         worker_credentials.router,
         artifacts.router,
     ):
-        api.include_router(router)
-    return api
+        app.include_router(router, prefix=API_PREFIX)
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.http.auth import require_by_method, require_inference
@@ -65,15 +65,13 @@ def create_openai_app() -> FastAPI:
     )
     install_openai_errors(app)
     app.add_middleware(CreationMiddleware)
-    router = APIRouter(dependencies=[Depends(require_by_method), Depends(refuse_unknown_query)])
     for noun in NOUNS:
-        router.include_router(noun.router)
-    app.include_router(router)
-    # Who may generate may read what was generated.
-    stored = APIRouter(dependencies=[Depends(require_inference), Depends(refuse_unknown_query)])
+        checks = [Depends(require_by_method), Depends(refuse_unknown_query)]
+        app.include_router(noun.router, dependencies=checks)
     for noun in STORED_NOUNS:
-        stored.include_router(noun.router)
-    app.include_router(stored)
+        # Who may generate may read what was generated.
+        checks = [Depends(require_inference), Depends(refuse_unknown_query)]
+        app.include_router(noun.router, dependencies=checks)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
