@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import bindparam, exists, or_, select, update
 from sqlmodel import Session, col
 
 from app.http.errors import Forbidden, Unauthorized
@@ -58,6 +58,17 @@ _LAST_USE_OUTDATED = or_(
 )
 _LAST_USE_INCIDENT = Incident("recording the last use of keys")
 ENDED_HOSTS = [status for status in HostStatus if status.finished]
+# Every request executes one of these two: building one costs more than executing it.
+_ANY_ACCESS = select(
+    or_(
+        exists().where(col(ApiKey.revoked_at).is_(None)),
+        exists().where(col(WorkerCredential.ended_at).is_(None)),
+        exists().where(col(Host.status).not_in(ENDED_HOSTS)),
+    )
+)
+_ACTIVE_KEY = select(ApiKey, _LAST_USE_OUTDATED).where(
+    col(ApiKey.sha256) == bindparam("sha256"), col(ApiKey.revoked_at).is_(None)
+)
 LOCAL_CALLER = Caller("", frozenset({Scope.admin}))
 
 
@@ -142,10 +153,7 @@ def _is_locked(session: Session) -> bool:
     Its tunnel may end on the loopback of this machine, and a host whose key was the last one must not become
     an admin by its revocation.
     """
-    key = exists().where(col(ApiKey.revoked_at).is_(None))
-    joined = exists().where(col(WorkerCredential.ended_at).is_(None))
-    launched = exists().where(col(Host.status).not_in(ENDED_HOSTS))
-    return bool(session.scalar(select(or_(key, joined, launched))))
+    return bool(session.scalar(_ANY_ACCESS))
 
 
 def hash_key(key: str) -> str:
@@ -155,10 +163,7 @@ def hash_key(key: str) -> str:
 
 def _find(session: Session, token: str) -> tuple[ApiKey, bool] | None:
     """Return the active key, and whether its recorded last use is outdated."""
-    statement = select(ApiKey, _LAST_USE_OUTDATED).where(
-        col(ApiKey.sha256) == hash_key(token), col(ApiKey.revoked_at).is_(None)
-    )
-    row = session.execute(statement).one_or_none()
+    row = session.execute(_ACTIVE_KEY, {"sha256": hash_key(token)}).one_or_none()
     return (row[0], row[1]) if row is not None else None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlmodel import Session, col
 
 from app.graders.service import check_python_graders
@@ -56,6 +56,13 @@ from trainers.configs.references import (
 )
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import MAX_HELD_OUT, TrainingConfig
+
+# The lock makes a request that deletes the dataset wait until this job is visible to it.
+_STORED = select(Dataset).where(col(Dataset.deleted_at).is_(None)).with_for_update(read=True)
+_DATASET_BY_ID = _STORED.where(col(Dataset.id) == bindparam("value"))
+_DATASET_BY_NAME = (
+    _STORED.where(col(Dataset.name) == bindparam("value")).order_by(col(Dataset.id).desc()).limit(1)
+)
 
 
 def resolve_stages(
@@ -224,12 +231,9 @@ def _find_dataset(
     if isinstance(value, StageDataset):
         _check_part(value, field, earlier, needs)
         return None
-    # The lock makes a request that deletes the dataset wait until this job is visible to it.
-    stored = select(Dataset).where(col(Dataset.deleted_at).is_(None)).with_for_update(read=True)
-    by_name = stored.where(col(Dataset.name) == value).order_by(col(Dataset.id).desc()).limit(1)
-    by_id = stored.where(col(Dataset.id) == value)
-    dataset = session.scalars(by_id).first() if value.startswith("dataset_") else None
-    dataset = dataset or session.scalars(by_name).first()
+    named = {"value": value}
+    dataset = session.scalars(_DATASET_BY_ID, named).first() if value.startswith("dataset_") else None
+    dataset = dataset or session.scalars(_DATASET_BY_NAME, named).first()
     if dataset is None:
         raise field_error(
             field, f"No dataset has the id or name {value!r}. Upload one with POST /api/v1/datasets."

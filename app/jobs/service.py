@@ -38,7 +38,7 @@ from app.runs.service import list_warnings
 from app.settings import Settings
 from app.storage.database import insert_rows, read_session, transaction
 from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
-from app.tables.base import new_id
+from app.tables.base import new_id, new_row
 from app.workers import service as workers
 from trainers.configs import AnyStage, StageKind
 from trainers.configs.backends.choice import describe_backend
@@ -120,7 +120,8 @@ def _create(
     stages = _resolve(session, spec, settings, alive)
     check_served_use(session, created_by, [stage.config for stage in stages])
     offer = check_host(session, alive, created_by, spec.host, stages) if spec.host is not None else None
-    job = Job(
+    job = new_row(
+        Job,
         name=spec.name,
         labels=spec.labels,
         priority=spec.priority,
@@ -247,7 +248,8 @@ def _find_by_idempotency_key(
 
 
 def _new_run(job: Job, position: int, stage: ResolvedStage, run_id: str) -> Run:
-    return Run(
+    return new_row(
+        Run,
         id=run_id,
         job_id=job.id,
         position=position,

@@ -57,8 +57,7 @@ def create_runs(
     insert_rows(session, Run, [run.model_dump() for run in runs])
     if needs:
         insert_rows(session, RunNeed, [need.model_dump() for need in needs])
-    for run in runs:
-        _add_events(session, run, events[run.id])
+    insert_rows(session, Event, [row for run in runs for row in _event_rows(run, events[run.id])])
     for queue in dict.fromkeys(run.queue for run in runs if not run.unmet_needs):
         notify_after_commit(session, queue)
 
@@ -278,10 +277,13 @@ def _update(
 
 def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
     """Insert events under the numbers that the UPDATE of the run's row has reserved."""
-    if not events:
-        return
+    if events:
+        insert_rows(session, Event, _event_rows(run, events))
+
+
+def _event_rows(run: Run, events: Sequence[NewEvent]) -> list[dict[str, Any]]:
     first = run.event_seq - len(events) + 1
-    rows = [
+    return [
         {
             "run_id": run.id,
             "seq": first + i,
@@ -293,7 +295,6 @@ def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
         }
         for i, event in enumerate(events)
     ]
-    insert_rows(session, Event, rows)
 
 
 def _handle_new_status(session: Session, run: Run) -> None:

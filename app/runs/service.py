@@ -55,11 +55,11 @@ def list_events(
 
 def list_warnings(session: Session, runs: Sequence[Run]) -> tuple[list[RunWarningView], int]:
     """Return the first warnings of a job's runs, in the order of the runs, and the number of the rest."""
-    # The literal lets SQLite use the index of warnings, which it cannot match with a parameter.
-    warning = literal(EventType.warning, enum_type(EventType), literal_execute=True)
     by_run = {run.id: run for run in runs if run.event_seq > 1}
     if not by_run:
         return [], 0
+    # The literal lets SQLite use the index of warnings, which it cannot match with a parameter.
+    warning = literal(EventType.warning, enum_type(EventType), literal_execute=True)
     of_job = [col(Event.run_id).in_(by_run), col(Event.type) == warning]
     count = session.scalar(select(func.count()).select_from(Event).where(*of_job)) or 0
     if not count:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Dialect,
     Engine,
     Float,
+    Insert,
     String,
     create_engine,
     event,
@@ -104,16 +105,27 @@ def read_session(*, streaming: bool = False) -> Iterator[Session]:
     There, each statement sees what is committed when it begins, with a transaction or without. `streaming`
     opens one nevertheless: the cursor of a statement whose rows are fetched in parts needs it.
     """
-    engine = get_engine().execution_options(read_only=True)
-    if engine.dialect.name == "postgresql" and not streaming:
-        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-    with Session(engine, expire_on_commit=False) as session:
+    with Session(_reading_engine(get_engine(), streaming), expire_on_commit=False) as session:
         yield session
+
+
+@lru_cache(maxsize=2)
+def _reading_engine(engine: Engine, streaming: bool) -> Engine:
+    """Return the engine with the options of `read_session`; setting them costs as much as a statement."""
+    reading = engine.execution_options(read_only=True)
+    if engine.dialect.name == "postgresql" and not streaming:
+        reading = reading.execution_options(isolation_level="AUTOCOMMIT")
+    return reading
 
 
 def insert_rows(session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows without objects in the session: a third of the work, where nobody changes them later."""
-    session.connection().execute(insert(inspect(table).local_table), rows)
+    session.connection().execute(_insert_into(table), rows)
+
+
+@cache
+def _insert_into(table: type[SQLModel]) -> Insert:
+    return insert(inspect(table).local_table)
 
 
 def lock_name(session: Session, name: str) -> None:

@@ -2,15 +2,20 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import JSON, Enum, MetaData
+from pydantic_core import PydanticUndefined
+from sqlalchemy import JSON, Enum, MetaData, inspect
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 from app.storage.database import UTCDateTime
+
+Row = TypeVar("Row", bound=SQLModel)
 
 # Constraints without names cannot be altered by a later migration on SQLite.
 SQLModel.metadata.naming_convention = MetaData(
@@ -39,6 +44,28 @@ def new_id(prefix: str, separator: str = "_", created_at: datetime | None = None
     number = milliseconds << 80 | secrets.randbits(80)
     digits = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}{separator}{digits}"
+
+
+def new_row(table: type[Row], **values: Any) -> Row:
+    """Return a row with the defaults of its table, as the constructor does, at a tenth of its cost.
+
+    The constructor examines the signature of each default and sets each value by itself.
+    """
+    assert values.keys() <= table.model_fields.keys(), "a value is not a column"
+    row: Row = inspect(table).class_manager.new_instance()
+    constants, factories = _defaults(table)
+    row.__dict__.update(constants)
+    row.__dict__.update({name: factory() for name, factory in factories if name not in values})
+    row.__dict__.update(values)
+    return row
+
+
+@cache
+def _defaults(table: type[SQLModel]) -> tuple[dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
+    fields = table.model_fields.items()
+    factories = [(name, cast(Callable[[], Any], field.default_factory)) for name, field in fields]
+    constants = {name: field.default for name, field in fields if field.default is not PydanticUndefined}
+    return constants, [(name, factory) for name, factory in factories if factory is not None]
 
 
 def utc_now() -> datetime:

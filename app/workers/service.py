@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from sqlalchemy import ColumnElement, and_, delete, func, select
+from sqlalchemy import ColumnElement, Select, and_, delete, func, select
 from sqlmodel import Session, col
 
 from app.hosts.waiting import explain_host_wait
@@ -58,13 +59,23 @@ class WorkerAssignments:
 
 def is_alive(settings: Settings) -> ColumnElement[bool]:
     """Return the SQL condition that a worker sent a heartbeat recently and has not stopped."""
-    recently = database_now(-MAX_MISSED_HEARTBEATS * settings.heartbeat_seconds)
+    return _seen_recently(settings.heartbeat_seconds)
+
+
+def _seen_recently(heartbeat_seconds: float) -> ColumnElement[bool]:
+    recently = database_now(-MAX_MISSED_HEARTBEATS * heartbeat_seconds)
     return and_(col(Worker.stopped_at).is_(None), col(Worker.last_seen_at) > recently)
 
 
 def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]:
     """Return the workers that are alive, busy or not, oldest first."""
-    return session.scalars(select(Worker).where(is_alive(settings)).order_by(col(Worker.id))).all()
+    return session.scalars(_select_alive(settings.heartbeat_seconds)).all()
+
+
+@lru_cache(maxsize=1)
+def _select_alive(heartbeat_seconds: float) -> Select[Worker]:
+    """Return the statement of `list_alive_workers`: building it costs more than executing it."""
+    return select(Worker).where(_seen_recently(heartbeat_seconds)).order_by(col(Worker.id))
 
 
 class AliveWorkers:
