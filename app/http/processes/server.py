@@ -131,6 +131,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # The objects of the application are never freed. A collection that reads them stops all requests for
+        # a tenth of a second.
+        gc.collect()
+        gc.freeze()
         if self._process is not None:
             asyncio.get_running_loop().add_reader(self._process.parent_alive, self._stop_without_parent)
         if self._with_examples:

@@ -1,7 +1,10 @@
 """`python -m app --processes 2`: one service on one port, whichever process gets a connection."""
 
+import asyncio
+import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +13,12 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+import uvicorn
 from sqlmodel import Session
+from starlette.types import Receive, Scope, Send
+from uvicorn.lifespan.off import LifespanOff
 
+from app.http.processes.server import _Server
 from app.storage.database import create_database_engine
 from app.tables import Deployment, DeploymentStatus
 from tests.integration.app.test_server import run, serving, wait_for
@@ -110,3 +117,22 @@ def test_the_processes_end_with_their_parent(tmp_path: Path, number: signal.Sign
         assert len(children) == 2
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive
+
+
+def test_the_garbage_collector_skips_the_objects_of_the_application() -> None:
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    config = uvicorn.Config(respond, port=0, log_config=None)
+    config.load()
+    server = _Server(config, threading.Event(), None, with_examples=False)
+    server.lifespan = LifespanOff(config)
+
+    async def start_and_stop() -> int:
+        await server.startup()
+        await server.shutdown()
+        return gc.get_freeze_count()
+
+    try:
+        assert asyncio.run(start_and_stop()) > 10_000
+    finally:
+        gc.unfreeze()
