@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from pydantic_core import PydanticUndefined
 from sqlalchemy import JSON, Enum, MetaData, inspect
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import configure_mappers
 from sqlmodel import Field, SQLModel
 
 from app.storage.database import UTCDateTime
@@ -52,8 +53,8 @@ def new_row(table: type[Row], **values: Any) -> Row:
     The constructor examines the signature of each default and sets each value by itself.
     """
     assert values.keys() <= table.model_fields.keys(), "a value is not a column"
-    row: Row = inspect(table).class_manager.new_instance()
     constants, factories = _defaults(table)
+    row: Row = inspect(table).class_manager.new_instance()
     row.__dict__.update(constants)
     row.__dict__.update({name: factory() for name, factory in factories if name not in values})
     row.__dict__.update(values)
@@ -62,6 +63,7 @@ def new_row(table: type[Row], **values: Any) -> Row:
 
 @cache
 def _defaults(table: type[SQLModel]) -> tuple[dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
+    configure_mappers()
     fields = table.model_fields.items()
     factories = [(name, cast(Callable[[], Any], field.default_factory)) for name, field in fields]
     constants = {name: field.default for name, field in fields if field.default is not PydanticUndefined}
