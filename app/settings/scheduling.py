@@ -76,7 +76,8 @@ class SchedulingSettings(BaseSettings):
     pause_grace_seconds: float = Field(
         120,
         gt=0,
-        description="Seconds between the request to save a checkpoint and stop, and killing the program.",
+        description="Seconds between the request to save a checkpoint and stop, and killing the program; "
+        "at least twice what an earlier checkpoint of the attempt took.",
     )
     stage_limits: dict[StageKind, StageLimits] = Field(
         default_factory=dict,

@@ -221,8 +221,18 @@ class TrainingConfig(StageConfig):
     log_every_steps: int = Field(
         10, ge=1, le=MAX_COUNT, description="Optimizer steps between two metric events."
     )
-    save_every_steps: int = Field(
-        100, ge=1, le=MAX_COUNT, description="Optimizer steps between two checkpoints."
+    save_every_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Optimizer steps between two checkpoints; by default the time decides.",
+    )
+    save_every_minutes: float = Field(
+        15,
+        gt=0,
+        le=1440,
+        description="Minutes between two checkpoints; no effect with save_every_steps or save_every_epoch. "
+        "The last step and a pause save one in any case.",
     )
     save_every_epoch: bool = Field(
         False,

@@ -47,7 +47,7 @@ class ValidationConfig(TrainingConfig):
         None,
         ge=1,
         le=MAX_COUNT,
-        description="Optimizer steps between two validations. Defaults to save_every_steps.",
+        description="Optimizer steps between two validations. Defaults to save_every_steps, else 100.",
     )
     max_validation_rows: int | None = Field(
         None,

@@ -51,6 +51,11 @@ def current_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_first_of_host() -> bool:
+    """Return whether this process does what is done once on each host."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 class RankWatch:
     """The thread of a rank that ends it when another rank has failed."""
 

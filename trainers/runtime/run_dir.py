@@ -9,15 +9,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
+from trainers.runtime.verified_files import VerifiedFiles, hash_file
 
 CONFIG = "config.json"
 LATER_STAGES = "later_stages.json"
@@ -36,6 +40,13 @@ SCRATCH = "scratch"
 # The tokens of each response of a served model, a line each; a name with a dot is not published.
 MODEL_USE = ".model_use"
 
+MAX_HASHING_THREADS = 8
+# A process that asks for the last checkpoint several times reads its files once.
+_VERIFIED = VerifiedFiles(None)
+
+TFile = TypeVar("TFile")
+TResult = TypeVar("TResult")
+
 
 class CheckpointRecord(BaseModel):
     """One line of `checkpoints.jsonl`; `path` is relative to the run directory."""
@@ -48,6 +59,8 @@ class CheckpointRecord(BaseModel):
     manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Ties the files to this line: a folder with another manifest is not this run's checkpoint."""
     time: str
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long training waited for it."""
 
 
 def utc_now() -> str:
@@ -157,20 +170,20 @@ def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
     sync_folder(target.parent)
 
 
-def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> CheckpointRecord:
+def publish_checkpoint(
+    run_dir: Path, step: int, folder: Path, started_at: float | None = None
+) -> CheckpointRecord:
     """Publish a written folder of the run directory as the checkpoint of `step`.
+
+    `started_at` is the time on the monotonic clock when its first file was begun.
 
     The order makes a crash at any moment harmless: files, manifest, rename, and the line in
     `checkpoints.jsonl` last.
     """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [
-        {
-            "path": path.relative_to(folder).as_posix(),
-            "size_bytes": path.stat().st_size,
-            "sha256": _sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        {"path": path.relative_to(folder).as_posix(), "size_bytes": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(paths, _map_files(hash_file, paths), strict=True)
     ]
     write_json(folder / MANIFEST, {"step": step, "files": files})
     _sync_tree(folder)
@@ -184,8 +197,9 @@ def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> CheckpointReco
         step=step,
         path=str(target.relative_to(run_dir)),
         size_bytes=sum(file["size_bytes"] for file in files),
-        manifest_sha256=_sha256(target / MANIFEST),
+        manifest_sha256=hash_file(target / MANIFEST),
         time=utc_now(),
+        seconds=0.0 if started_at is None else time.monotonic() - started_at,
     )
     append_line(run_dir / CHECKPOINT_LINES, record.model_dump())
     return record
@@ -258,7 +272,7 @@ def _is_complete(run_dir: Path, checkpoint: CheckpointRecord) -> bool:
             hashlib.sha256(content).hexdigest() == checkpoint.manifest_sha256
             and bool(manifest["step"] == checkpoint.step)
             and found == {MANIFEST, *(file["path"] for file in manifest["files"])}
-            and all(_matches(folder, file) for file in manifest["files"])
+            and all(_map_files(partial(_matches, folder), manifest["files"]))
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -266,9 +280,10 @@ def _is_complete(run_dir: Path, checkpoint: CheckpointRecord) -> bool:
 
 def _matches(folder: Path, file: dict[str, Any]) -> bool:
     path = folder / file["path"]
-    return (path.stat().st_size, _sha256(path)) == (file["size_bytes"], file["sha256"])
+    return bool(path.stat().st_size == file["size_bytes"]) and _VERIFIED.verify(path, file["sha256"])
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _map_files(function: Callable[[TFile], TResult], values: Sequence[TFile]) -> list[TResult]:
+    """Call a function that reads a file for each value, in threads: hashing releases the interpreter."""
+    with ThreadPoolExecutor(max(1, min(len(values), MAX_HASHING_THREADS))) as pool:
+        return list(pool.map(function, values))

@@ -19,6 +19,7 @@ from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
 from trainers.runtime.ranks import world_size
+from trainers.training.checkpoints.interval import steps_between_checkpoints, steps_between_validations
 from trainers.training.model_proof import prove_model
 from trainers.training.policy import load_policy, new_adapter_config
 from trainers.training.schedule import check_learning_rates, count_warmup_steps
@@ -56,7 +57,8 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "steps",
-        "save_steps": steps_between_checkpoints(config, steps),
+        # The callback saves by time, and the Trainer after the last step.
+        "save_steps": steps_between_checkpoints(config, steps) or steps,
         "report_to": "none",
         "disable_tqdm": True,
         "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
@@ -69,7 +71,7 @@ def validation_arguments(config: ValidatedTrainingConfig | GrpoConfig, steps: in
         return {}
     return {
         "eval_strategy": "steps",
-        "eval_steps": config.validate_every_steps or steps_between_checkpoints(config, steps),
+        "eval_steps": steps_between_validations(config, steps),
         "per_device_eval_batch_size": config.micro_batch_size,
     }
 
@@ -122,14 +124,6 @@ def _check_processes(config: TrainingConfig) -> None:
             "Start the stage with `python -m torch.distributed.run --nproc_per_node "
             f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
         )
-
-
-def steps_between_checkpoints(config: TrainingConfig, steps: int) -> int:
-    """Return the number of optimizer steps between two checkpoints."""
-    if config.save_every_epoch and config.max_steps is None:
-        # `total_steps` rounds the steps of an epoch up, so whole epochs have equal numbers of steps.
-        return max(1, round(steps / config.epochs))
-    return config.save_every_steps
 
 
 def _accumulation_steps(config: TrainingConfig) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.environment import actual_resume_guarantee, save_environment
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
+from trainers.training.checkpoints.interval import CheckpointTimer
 from trainers.training.diagnosis.loss_trend import LossTrend, describe_trend, find_loss_problem, is_due
 from trainers.training.diagnosis.non_finite import diagnose_non_finite, find_damaged_weight
 from trainers.training.diagnosis.weight_changes import WeightChangeDetector, describe_no_change
@@ -41,6 +43,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self._events = events
         self._stop = stop
         self._changes = WeightChangeDetector()
+        self._save_started_at = time.monotonic()
         self._has_warned_of_loss = False
 
     def report_resume(self, checkpoint: Path, step: int) -> None:
@@ -62,6 +65,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._changes.start(kwargs["model"])
+        self._timer = CheckpointTimer(self._config, state.max_steps)
         # A resumed run does not repeat its warning.
         losses = _logged_losses(state)
         due = (end for end in range(1, len(losses) + 1) if is_due(end))
@@ -72,11 +76,14 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._changes.check(kwargs["model"])
-        if _any_process(self._stop.requested, args.device):
-            control.should_save = control.should_training_stop = True
+        # The clocks of the processes differ, too.
+        must_stop, is_due = _any_process([self._stop.requested, self._timer.is_due], args.device)
+        control.should_training_stop |= must_stop
+        control.should_save |= must_stop or is_due
         # A checkpoint does not contain the sum of losses since the last log, so log before each checkpoint.
         if control.should_save or control.should_training_stop:
             control.should_log = True
+        self._save_started_at = time.monotonic()
         self._events.write_progress(state.global_step, state.max_steps)
 
     def on_log(
@@ -120,6 +127,12 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             return None
         return find_loss_problem(losses, self._config.batch_size * self._config.log_every_steps)
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A validation comes before the checkpoint of the same step.
+        self._save_started_at = time.monotonic()
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -130,9 +143,10 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             pack_best_model(self._run_dir, written)
             save_environment(self._config, written)
             self._changes.save(written)
-            files.publish_checkpoint(self._run_dir, state.global_step, written)
+            files.publish_checkpoint(self._run_dir, state.global_step, written, self._save_started_at)
             files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
         wait_for_all()
+        self._timer.restart()
 
 
 def _logged_losses(state: TrainerState) -> list[float]:
@@ -154,10 +168,10 @@ def _waiting_group() -> Any:
     return distributed.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_TIMEOUT_SECONDS))
 
 
-def _any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether the flag is set in any process, so that all processes stop after the same step."""
+def _any_process(flags: list[bool], device: torch.device) -> list[bool]:
+    """Return which flags are set in any process, so that all processes stop or save after the same step."""
     if not distributed.is_initialized():
-        return flag
-    any_flag = torch.tensor([flag], dtype=torch.int32, device=device)
-    distributed.all_reduce(any_flag, op=distributed.ReduceOp.MAX)
-    return bool(any_flag.item())
+        return flags
+    any_flags = torch.tensor(flags, dtype=torch.int32, device=device)
+    distributed.all_reduce(any_flags, op=distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in any_flags.tolist()]

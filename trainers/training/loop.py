@@ -14,6 +14,7 @@ from trainers.modeling.load import count_parameters
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import StopFlag, StopRequested, is_main_process
 from trainers.training.callback import RunDirCallback, wait_for_all
+from trainers.training.checkpoints.agreement import find_checkpoint
 from trainers.training.validation import has_stopped_early, unpack_best_model
 
 logger = logging.getLogger("trainers")
@@ -37,7 +38,7 @@ def run_training_loop(
         trainable, total = count_parameters(trainer.model)
         logger.info("%d of %d parameters are trained, on %s.", trainable, total, data_summary)
         shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
-    checkpoint = files.last_complete_checkpoint(run_dir)
+    checkpoint = find_checkpoint(run_dir)
     if is_main_process() and checkpoint is not None:
         unpack_best_model(run_dir, checkpoint)
     wait_for_all()

@@ -236,7 +236,7 @@ class _RunExecution:
             self._check_lease()
             self._save(follower.poll())
             use.poll()
-            self._handle_stop(program)
+            self._handle_stop(program, follower.save_seconds)
             self._handle_failed_rank(program, follower)
         config = launch.config
         has_result = (launch.run_dir / files.RESULT).exists()
@@ -292,13 +292,17 @@ class _RunExecution:
             raise StaleAttempt(f"{self.run.id} is {status} at attempt {attempt}, not {self.run.attempt}")
         return status
 
-    def _handle_stop(self, process: GuardedProcess) -> None:
-        """Stop the process when the run is cancelled or paused, or when this worker is shutting down."""
+    def _handle_stop(self, process: GuardedProcess, save_seconds: float = 0.0) -> None:
+        """Stop the process when the run is cancelled or paused, or when this worker is shutting down.
+
+        `save_seconds` is how long its largest checkpoint took.
+        """
         now = time.monotonic()
         if self.kill_at is None and (self.status is not RunStatus.running or self.worker.stopping.is_set()):
             is_cancelled = self.status is RunStatus.cancelling
-            grace = self.settings.stop_grace_seconds if is_cancelled else self.settings.pause_grace_seconds
-            self.kill_at = now + grace
+            # A checkpoint of large weights takes minutes; the disk may be slower now than it was.
+            pause_seconds = max(self.settings.pause_grace_seconds, 2 * save_seconds)
+            self.kill_at = now + (self.settings.stop_grace_seconds if is_cancelled else pause_seconds)
             process.stop()
         elif self.status is RunStatus.cancelling and self.kill_at is not None:
             # A run that was being paused is cancelled: it no longer gets the time to save a checkpoint.

@@ -44,6 +44,8 @@ class RunDirFollower:
         self._last_saved_step = -1
         self._first_event: tuple[float, int] | None = None
         self._error_seen_at: float | None = None
+        self.save_seconds = 0.0
+        """The longest time for which this attempt waited for a checkpoint."""
 
     def poll(self, *, to_end: bool = False) -> RunDirChanges:
         """Return the changes since the last poll; pass `to_end` when the program has ended."""
@@ -86,6 +88,7 @@ class RunDirFollower:
         is_inside = (self._run_dir / checkpoint.path).resolve().is_relative_to(checkpoints)
         if is_inside and checkpoint.step > self._last_saved_step:
             self._last_saved_step = checkpoint.step
+            self.save_seconds = max(self.save_seconds, checkpoint.seconds)
             changes.checkpoints.append(checkpoint)
 
     def _measure_pace(self, step: int, seconds: float) -> dict[str, float]:

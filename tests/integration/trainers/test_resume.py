@@ -47,7 +47,9 @@ def stage(starter: Path, write_rows: Callable[[Rows], str], request: pytest.Fixt
         else [{"question": p["prompt"], "answer": p["chosen"]} for p in PAIRS]
     )
     shared = {"base": str(starter), "dataset": write_rows(rows), "epochs": 4, "batch_size": 8}
-    logs = {"log_every_steps": 1, "save_every_steps": 7, "learning_rate": 5e-3, "max_length": 128}
+    # By steps for rows, and after each step by time for pairs.
+    saves = {"save_every_minutes": 1e-4} if chosen["stage"] == "dpo" else {"save_every_steps": 7}
+    logs = {"log_every_steps": 1, "learning_rate": 5e-3, "max_length": 128} | saves
     return shared | {"micro_batch_size": 2, "preflight": "off"} | logs | chosen
 
 
@@ -98,6 +100,8 @@ def test_a_stopped_run_repeats_every_batch_and_loss(
     stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _check(stage | SHORT, 2, tmp_path, monkeypatch)
+    steps = [checkpoint.step for checkpoint in files.checkpoints(tmp_path / "whole")]
+    assert steps == list(range(1, steps[-1] + 1)) or stage["stage"] == "sft"
 
 
 @pytest.mark.slow

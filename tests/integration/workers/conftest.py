@@ -31,12 +31,12 @@ def write(name, text, mode="w"):
     with (run_dir / name).open(mode) as file:
         file.write(text)
 
-def checkpoint(step, size=10):
+def checkpoint(step, size=10, seconds=0):
     files = [{{"path": "weights", "size_bytes": size, "sha256": ""}}]
     write(f"checkpoints/step-{{step:08d}}/weights", "x" * size)
     write(f"checkpoints/step-{{step:08d}}/manifest.json", json.dumps({{"step": step, "files": files}}))
     line = {{"step": step, "path": f"checkpoints/step-{{step:08d}}", "size_bytes": size, "time": NOW}}
-    line["manifest_sha256"] = "0" * 64
+    line |= {{"manifest_sha256": "0" * 64, "seconds": seconds}}
     write("checkpoints.jsonl", json.dumps(line) + "\\n", "a")
 
 def wait_for(name):

@@ -345,6 +345,20 @@ def test_a_committed_checkpoint_whose_response_was_lost_does_not_end_the_attempt
 
 
 @on_sqlite
+def test_a_run_that_pauses_gets_the_time_that_its_checkpoints_take(
+    worker: WorkerContext, submit: Submit
+) -> None:
+    worker.settings.pause_grace_seconds = 0.5
+    save = "signal.signal(15, lambda *_: (time.sleep(2), checkpoint(6), sys.exit(75)))"
+    run_id = submit(f"{save}\ncheckpoint(3, seconds=4)\ntime.sleep(60)")
+    thread = in_thread(lambda: execute_next(worker))
+    until(lambda: checkpoint_steps(run_id) == [3])
+    move(run_id, RunStatus.pausing)
+    thread.join()
+    assert (row(run_id).status, checkpoint_steps(run_id)) == (RunStatus.paused, [3, 6])
+
+
+@on_sqlite
 @pytest.mark.parametrize("requested", [RunStatus.cancelling, RunStatus.pausing])
 def test_the_status_in_the_database_decides_what_a_stopped_run_becomes(
     worker: WorkerContext, submit: Submit, requested: RunStatus

@@ -6,6 +6,7 @@ All decisions depend on the log in `TrainerState`, which each checkpoint contain
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,11 @@ from trainers.mlx.training.weight_changes import NetworkChangeDetector
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag
-from trainers.training.arguments import steps_between_checkpoints
+from trainers.training.checkpoints.interval import (
+    CheckpointTimer,
+    steps_between_checkpoints,
+    steps_between_validations,
+)
 from trainers.training.diagnosis.loss_trend import describe_trend, find_loss_problem, is_due
 from trainers.training.diagnosis.non_finite import diagnose_non_finite
 from trainers.training.diagnosis.weight_changes import describe_no_change
@@ -74,6 +79,7 @@ class RunRecorder:
         if checkpoint is not None:
             self._resume(checkpoint)
         self._changes.start(self.network)
+        self._timer = CheckpointTimer(self.config, self.state.max_steps)
         losses = self._losses()
         # A resumed run does not repeat its warning.
         due = (end for end in range(1, len(losses) + 1) if is_due(end))
@@ -94,12 +100,15 @@ class RunRecorder:
         self._changes.check(self.network)
         between = steps_between_checkpoints(config, state.max_steps)
         is_last = self.stop.requested or self.is_finished
-        is_saved = is_last or result.step % between == 0
+        is_saved = is_last or self._timer.is_due or (between is not None and result.step % between == 0)
         # A checkpoint does not contain the losses since the last log.
         is_first = self.on_log is not None and result.step == 1
         if is_saved or is_first or result.step % config.log_every_steps == 0:
             self._log()
-        if self.validate is not None and result.step % (config.validate_every_steps or between) == 0:
+        if (
+            self.validate is not None
+            and result.step % steps_between_validations(config, state.max_steps) == 0
+        ):
             self._validate(self.validate)
             is_last = is_last or self.is_finished
             is_saved = is_saved or is_last
@@ -187,6 +196,7 @@ class RunRecorder:
             logger.info("Stopping early: the last %d validations did not improve the loss.", patience)
 
     def _save(self) -> None:
+        started_at = time.monotonic()
         folder = self.run_dir / files.SCRATCH / f"checkpoint-{self.state.global_step}"
         self.write_model(folder)
         save_state(folder, self.optimizer)
@@ -194,8 +204,9 @@ class RunRecorder:
         pack_best_model(self.run_dir, folder)
         save_environment(self.config, folder)
         self._changes.save(folder)
-        files.publish_checkpoint(self.run_dir, self.state.global_step, folder)
+        files.publish_checkpoint(self.run_dir, self.state.global_step, folder, started_at)
         files.prune_checkpoints(self.run_dir, self.config.keep_checkpoints)
+        self._timer.restart()
 
 
 def _mean(values: list[float]) -> float:

@@ -1,0 +1,1 @@
+"""Checkpoints of a training stage: when they are saved, and how."""
