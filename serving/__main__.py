@@ -39,6 +39,7 @@ from trainers.modeling.embedding.recipe import check_engine, read_recipe
 from trainers.modeling.model_source import open_adapter, open_base
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import TunesmithError
+from trainers.runtime.process_tree import die_with_parent
 
 LOOPBACK = "127.0.0.1"
 
@@ -146,6 +147,8 @@ def become_engine(serving: ServingOptions, host: str, port: int) -> NoReturn:
     """Replace this process by the engine's, so that signals and the exit status are the engine's own."""
     engine, config = serving.make_engine(host, port)
     command = [*engine.command(config), *serving.engine_arguments]
+    # The kernel keeps this for the engine's program, which a trainer may have started.
+    die_with_parent()
     sys.stdout.flush()
     try:
         os.execvpe(command[0], command, os.environ | engine.environment(config))  # noqa: S606

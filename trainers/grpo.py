@@ -3,42 +3,50 @@
 Each step samples a group of completions for each prompt, scores them by the config's rewards, and trains on
 the differences within a group. Some completions are written to `samples.jsonl` with their rewards. Resuming
 and stopping are as in `trainers.sft`: a checkpoint contains the random state, so a resumed run samples the
-same completions.
+same completions. With `generation: vllm`, the program starts vLLM, which samples from the adapter of each
+step.
 
     python -m trainers.grpo --config grpo.yaml --run-dir runs/rewarded
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 from trl import GRPOConfig as TrlConfig
-from trl import GRPOTrainer
 
+from trainers.configs.references import get_base_model
 from trainers.configs.rewards import list_reward_graders
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.graders.grade import check_grader_host
-from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
+from trainers.modeling.load import forward_dtype, load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.cache.folder import cache_of_process
 from trainers.rendering.examples.prompts import PromptSet
 from trainers.runtime.events import EventWriter
-from trainers.runtime.program import StopFlag, run_program, stop_after_step
+from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.loop import run_training_loop
+from trainers.training.on_policy.engine_process import EngineSettings, run_engine
+from trainers.training.on_policy.engine_sampler import EngineSampler, open_sampler
 from trainers.training.on_policy.generation import OnPolicyCallback, generation_arguments, longest_sequence
+from trainers.training.on_policy.importance_ratios import describe_mismatch
+from trainers.training.on_policy.prompt_trainer import EngineSampledTrainer, PromptTrainer
 from trainers.training.on_policy.rollouts import RolloutRecorder, build_prompt_dataset, load_prompts
-from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.policy import adapter_rank, cast_adapter_to_fp32, load_policy, new_adapter_config
 from trainers.training.save import save_model, training_result
-from trainers.training.schedule import ScheduleMixin
+
+SAMPLER_MISMATCH = "sampler_mismatch"
 
 
 def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
@@ -51,14 +59,17 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
     prompts = load_prompts(config.dataset, config.rewards, tokenizer, cache_of_process(run_dir))
     check_before_training(config, tokenizer, prompts, run_dir, events)
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
-    model = load_policy(config, precision, events)
-    with stop_after_step() as stop:
-        validation = _load_validation_dataset(config, tokenizer, run_dir)
-        trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision, validation)
-        epochs = len(trainer.train_dataset) / prompts.rows
-        callback = GrpoCallback(config, run_dir, events, stop, rollouts, epochs)
-        run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
-        save_model(trainer, config, run_dir, tokenizer)
+    validation = _load_validation_prompts(config, tokenizer, run_dir)
+    with _run_sampler(config, run_dir, precision, [prompts, *filter(None, [validation])]) as sampler:
+        model = load_policy(config, precision, events)
+        with stop_after_step() as stop:
+            trainer = _build_trainer(
+                config, run_dir, model, tokenizer, prompts, rollouts, precision, validation, sampler
+            )
+            epochs = len(trainer.train_dataset) / prompts.rows
+            callback = GrpoCallback(config, run_dir, events, stop, rollouts, epochs, precision)
+            run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
+            save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return training_result(
         config,
@@ -98,7 +109,7 @@ def plan(config: GrpoConfig) -> dict[str, Any]:
 
 
 class GrpoCallback(OnPolicyCallback[GrpoConfig]):
-    """Also warns of useless rewards."""
+    """Also warns of useless rewards, and of an engine that samples from another model."""
 
     loss_falls = False
 
@@ -110,9 +121,11 @@ class GrpoCallback(OnPolicyCallback[GrpoConfig]):
         stop: StopFlag,
         rollouts: RolloutRecorder,
         epochs: float,
+        precision: Precision,
     ) -> None:
         super().__init__(config, run_dir, events, stop, rollouts.samples, epochs)
         self._rollouts = rollouts
+        self._precision = precision
         self._warned: set[str] = set()
 
     def on_log(
@@ -124,6 +137,10 @@ class GrpoCallback(OnPolicyCallback[GrpoConfig]):
         **kwargs: Any,
     ) -> None:
         super().on_log(args, state, control, logs=logs, **kwargs)
+        mismatch = describe_mismatch(state.global_step, logs or {}, self._precision)
+        if mismatch is not None and SAMPLER_MISMATCH not in self._warned:
+            self._warned.add(SAMPLER_MISMATCH)
+            self._events.write_warning(SAMPLER_MISMATCH, mismatch)
         for name, counts in self._rollouts.grader_counts.items():
             if counts.errors and f"{name} errors" not in self._warned:
                 self._warned.add(f"{name} errors")
@@ -143,19 +160,6 @@ class GrpoCallback(OnPolicyCallback[GrpoConfig]):
             )
 
 
-class PromptTrainer(ScheduleMixin, GRPOTrainer):  # type: ignore[misc]  # Untyped in TRL.
-    """TRL's trainer with our schedule of the learning rate."""
-
-    rollouts: RolloutRecorder
-
-    def evaluate(self, *arguments: Any, **options: Any) -> Any:
-        """Validate with a random state of its own, so that training is the same with and without it."""
-        device = self.args.device
-        with self.rollouts.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.args.seed)
-            return super().evaluate(*arguments, **options)
-
-
 def _build_trainer(
     config: GrpoConfig,
     run_dir: Path,
@@ -164,16 +168,18 @@ def _build_trainer(
     prompts: PromptSet,
     rollouts: RolloutRecorder,
     precision: Precision,
-    validation: Dataset | None = None,
+    validation: PromptSet | None,
+    sampler: EngineSampler | None,
 ) -> PromptTrainer:
     steps = total_steps(config, prompts.rows, config.rows_per_step)
     longest = longest_sequence(config, prompts)
-    trainer = PromptTrainer(
+    build = PromptTrainer if sampler is None else partial(EngineSampledTrainer, sampler)
+    trainer = build(
         model=model,
         reward_funcs=list(rollouts.functions),
         args=TrlConfig(**_build_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),
         train_dataset=build_prompt_dataset(prompts, steps * config.rows_per_step, config.seed),
-        eval_dataset=validation,
+        eval_dataset=_build_validation_dataset(config, validation),
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
@@ -182,18 +188,52 @@ def _build_trainer(
         # TRL loaded the reference from the path in the model's config, which need not be this model: an
         # adapter may have been merged into it.
         trainer.ref_model.load_state_dict(model.state_dict())
-    return cast_adapter_to_fp32(trainer)
+    cast_adapter_to_fp32(trainer)
+    if sampler is not None:
+        sampler.bind(trainer)
+    return trainer
 
 
-def _load_validation_dataset(
+def _load_validation_prompts(
     config: GrpoConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path
-) -> Dataset | None:
+) -> PromptSet | None:
     if config.validation_dataset is None:
         return None
-    cache = cache_of_process(run_dir)
-    prompts = load_prompts(config.validation_dataset, config.rewards, tokenizer, cache)
+    return load_prompts(config.validation_dataset, config.rewards, tokenizer, cache_of_process(run_dir))
+
+
+def _build_validation_dataset(config: GrpoConfig, prompts: PromptSet | None) -> Dataset | None:
+    if prompts is None:
+        return None
     count = min(prompts.rows, config.max_validation_rows or prompts.rows)
     return build_prompt_dataset(prompts, count, config.seed)
+
+
+@contextmanager
+def _run_sampler(
+    config: GrpoConfig, run_dir: Path, precision: Precision, prompts: list[PromptSet]
+) -> Iterator[EngineSampler | None]:
+    """Yield a sampler whose engine runs until the block ends; None if the trainer itself generates.
+
+    The engine starts before the model is loaded: vLLM measures which part of a GPU's memory is free.
+    """
+    if (kind := config.generation.engine) is None:
+        yield None
+        return
+    settings = EngineSettings(
+        kind,
+        config.engine_program or (),
+        get_base_model(config.base),
+        max(longest_sequence(config, one) for one in prompts),
+        str(forward_dtype(precision)).removeprefix("torch."),
+        adapter_rank(config),
+        config.vllm_memory_share,
+    )
+    with ExitStack() as stack:
+        # On a CPU, one engine uses all cores.
+        has_own = is_main_process() or pick_device(config.queue).type == "cuda"
+        engine = stack.enter_context(run_engine(settings, run_dir)) if has_own else None
+        yield stack.enter_context(open_sampler(engine, run_dir, config.seed))
 
 
 def _build_arguments(
@@ -218,6 +258,8 @@ def _build_arguments(
             "scale_rewards": config.scale_rewards.value,
             "mask_truncated_completions": config.mask_truncated_completions,
             "reward_weights": weights,
+            # VESPO weights sequences itself, and takes the ratios of tokens.
+            **({"vllm_importance_sampling_mode": "token_truncate"} if config.loss is GrpoLoss.vespo else {}),
         }
     )
 

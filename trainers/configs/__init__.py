@@ -21,7 +21,7 @@ from trainers.configs.engines import (
     EngineTask,
     Pooling,
 )
-from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
+from trainers.configs.on_policy import EngineSampledConfig, GenerationBackend, OnPolicyConfig
 from trainers.configs.stage_config import AnyStage, parse_stage
 from trainers.configs.stage_table import Product, Rows, Stage, StageKind
 from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, ParityMode
@@ -76,6 +76,7 @@ __all__ = [
     "EngineKind",
     "EngineOptions",
     "EngineQuantization",
+    "EngineSampledConfig",
     "EngineTask",
     "EvaluateConfig",
     "EvaluationFolder",

@@ -5,16 +5,25 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT
-from trainers.configs.training import TrainingConfig
+from trainers.configs.base import MAX_COUNT, NonEmpty
+from trainers.configs.engines import EngineKind
+from trainers.configs.training import FullTuning, LoraTuning, Parallelism, TrainingConfig
+
+# The highest rank of an engine's adapters.
+MAX_ENGINE_RANK = 512
 
 
 class GenerationBackend(StrEnum):
     """Program that generates the completions of each step."""
 
-    transformers = "transformers"
-    vllm_colocate = "vllm_colocate"  # vLLM on the training GPUs, which it shares with the model.
-    vllm_server = "vllm_server"  # A server that `trl vllm-serve` has started on other GPUs.
+    transformers = "transformers"  # The training program itself.
+    vllm = "vllm"  # vLLM, which the training program starts on its own devices.
+    hf = "hf"  # Our engine hf, started like vLLM: for a trial of that path on a host without vLLM.
+
+    @property
+    def engine(self) -> EngineKind | None:
+        """The engine that is started; None if the training program generates."""
+        return None if self is GenerationBackend.transformers else EngineKind(self.value)
 
 
 class OnPolicyConfig(TrainingConfig):
@@ -26,23 +35,76 @@ class OnPolicyConfig(TrainingConfig):
     temperature: float = Field(
         1.0, gt=0, le=10, description="Sampling temperature; higher values give more varied completions."
     )
-    generation: GenerationBackend = Field(
-        GenerationBackend.transformers, description="Backend that samples completions."
-    )
-    vllm_memory_share: float = Field(
-        0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with `vllm_colocate`."
-    )
-    vllm_server_url: str | None = Field(
-        None, max_length=1024, pattern=r"^https?://", description="URL of the server, with `vllm_server`."
-    )
     samples_per_log: int = Field(
         4, ge=0, le=1000, description="Completions written to samples.jsonl with each metric event."
     )
 
+
+class EngineSampledConfig(OnPolicyConfig):
+    """Fields of a stage whose completions an engine can generate.
+
+    The engine has a copy of the base and gets the adapter after each step.
+    """
+
+    generation: GenerationBackend = Field(
+        GenerationBackend.transformers,
+        description="Program that generates completions. `vllm` is faster; it needs LoRA without "
+        "quantization or dropout, and a worker with vLLM.",
+    )
+    vllm_memory_share: float = Field(
+        0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with generation `vllm`."
+    )
+    engine_program: list[NonEmpty] | None = Field(
+        None,
+        max_length=64,
+        description="Command that starts the engine; set by the worker. By hand, the engine is looked for on "
+        "PATH.",
+    )
+
+    @property
+    def capability(self) -> str | None:
+        """The engine that generates completions."""
+        engine = self.generation.engine
+        return None if engine is None else engine.capability
+
     @model_validator(mode="after")
     def _check_generation(self) -> Self:
-        if self.generation is GenerationBackend.vllm_server and self.vllm_server_url is None:
-            raise ValueError("generation vllm_server needs a vllm_server_url")
-        if self.generation is not GenerationBackend.vllm_server and self.vllm_server_url is not None:
-            raise ValueError(f"vllm_server_url is for generation vllm_server, not for {self.generation}")
+        if self.generation.engine is None:
+            return self
+        if (reason := _engine_obstacle(self)) is not None:
+            raise ValueError(f"generation {self.generation} {reason}, or set generation to transformers")
         return self
+
+
+def _engine_obstacle(config: EngineSampledConfig) -> str | None:
+    """Return why no engine can generate for the stage, and what to change; None if one can."""
+    tuning = config.tuning
+    if isinstance(tuning, FullTuning):
+        return (
+            "cannot follow full tuning, because a running engine takes new adapters, but no new base: set "
+            "tuning.method to lora"
+        )
+    if tuning.quantization is not None:
+        return (
+            f"cannot follow tuning.quantization {tuning.quantization}, because the engine would sample from "
+            "the base that is not quantized: remove it"
+        )
+    if tuning.dropout:
+        return (
+            f"cannot follow tuning.dropout {tuning.dropout:g}, because the engine samples without it, and "
+            "every importance ratio would be wrong: set it to 0"
+        )
+    if config.parallelism in (Parallelism.fsdp2, Parallelism.zero3):
+        return (
+            "needs a whole copy of the base on each device for its engine, so sharding it with parallelism "
+            f"{config.parallelism} saves nothing: use ddp or zero2"
+        )
+    return _adapter_obstacle(tuning, config.generation)
+
+
+def _adapter_obstacle(tuning: LoraTuning, generation: GenerationBackend) -> str | None:
+    if tuning.dora and generation is GenerationBackend.vllm:
+        return "cannot load adapters with tuning.dora: set it to false"
+    if tuning.rank > MAX_ENGINE_RANK:
+        return f"loads adapters up to rank {MAX_ENGINE_RANK}, not tuning.rank {tuning.rank}: lower it"
+    return None

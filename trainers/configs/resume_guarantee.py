@@ -6,7 +6,7 @@ from pydantic import Field
 
 from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineClientConfig
-from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
+from trainers.configs.on_policy import EngineSampledConfig
 from trainers.configs.stage_table import StageKind
 
 DEVICE_REASONS = {
@@ -16,9 +16,10 @@ DEVICE_REASONS = {
     ),
     Queue.mlx: "Whether Apple's GPUs repeat a step bit for bit has not been measured.",
 }
-VLLM_REASON = (
-    "vLLM samples completions from its own random state, which a checkpoint cannot contain: after a resume "
-    "the model is trained on other completions of the same prompts."
+ENGINE_SAMPLING_REASON = (
+    "A resumed run samples with the same seeds, which follow from seed, step and row; but which completions "
+    "share a batch of the engine depends on when requests arrive, and sums over another batch are rounded "
+    "differently, so that a completion can change from some token on."
 )
 BATCHING_REASON = (
     "Completed rows are kept, but the remaining rows share the engine's batches with other rows than before, "
@@ -49,8 +50,8 @@ def get_resume_guarantee(config: StageConfig, queue: Queue) -> ResumeGuarantee |
     if isinstance(config, EngineClientConfig):
         return make_guarantee([BATCHING_REASON])
     reasons = [DEVICE_REASONS[queue]] if queue in DEVICE_REASONS else []
-    if isinstance(config, OnPolicyConfig) and config.generation is not GenerationBackend.transformers:
-        reasons.append(VLLM_REASON)
+    if isinstance(config, EngineSampledConfig) and config.generation.engine is not None:
+        reasons.append(ENGINE_SAMPLING_REASON)
     return make_guarantee(reasons)
 
 

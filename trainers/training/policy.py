@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, Trainer
 from transformers.pytorch_utils import Conv1D
 
+from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
 from trainers.modeling.architecture import MAMBA_KERNEL_LAYERS, MAMBA_TYPES, name_experts
@@ -78,6 +79,15 @@ def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftMode
         exclude_modules=list(MAMBA_KERNEL_LAYERS) if excludes_kernels else None,
         task_type="CAUSAL_LM",
     )
+
+
+def adapter_rank(config: TrainingConfig) -> int:
+    """Return the rank of the adapter that is trained: that of the base's own adapter, or of a new one."""
+    assert isinstance(config.tuning, LoraTuning)
+    if not isinstance(config.base, AdaptedModel):
+        return config.tuning.rank
+    own = LoraConfig.from_pretrained(config.base.adapter)
+    return int(max([own.r, *own.rank_pattern.values()]))
 
 
 def cast_adapter_to_fp32(trainer: T) -> T:

@@ -16,7 +16,7 @@ import torch
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import DecodeBatch, ModelRunner
-from serving.engines.decoding.sampling import prompt_logprobs, token_logprob
+from serving.engines.decoding.sampling import LogprobsMode, prompt_logprobs, token_logprob
 from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel
 from serving.engines.model_thread import IDLE_WAIT_SECONDS, ModelThread
@@ -33,9 +33,15 @@ Command = tuple[Callable[[ModelRunner], Any], Future[Any], ServedModel | None]
 class GenerationLoop(ModelThread[ModelRunner]):
     """The thread that owns the model; others use it through `submit` and `execute`."""
 
-    def __init__(self, load: Callable[[], ModelRunner], max_batch_size: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[], ModelRunner],
+        max_batch_size: int,
+        logprobs_mode: LogprobsMode = LogprobsMode.raw,
+    ) -> None:
         super().__init__(load, "generation")
         self.max_batch_size = max_batch_size
+        self.logprobs_mode = logprobs_mode
         self.waiting: deque[SequenceState] = deque()
         self.commands: list[Command] = []
         self.batches: dict[str | None, DecodeBatch] = {}
@@ -68,7 +74,7 @@ class GenerationLoop(ModelThread[ModelRunner]):
         self._admit(runner)
         for adapter in list(self.batches):
             batch = self.batches[adapter]
-            append_tokens(batch.sequences, runner.step(batch))
+            append_tokens(batch.sequences, runner.step(batch), self.logprobs_mode)
             self._replace(adapter, batch)
 
     def _read_inbox(self) -> None:
@@ -107,7 +113,8 @@ class GenerationLoop(ModelThread[ModelRunner]):
             # logits: one (t, v) for each scored prompt, else (b, v).
             for sequence, logits_tv in zip(sequences, logits, strict=True):
                 sequence.begin(score_prompt(sequence, logits_tv) if scored else None)
-            append_tokens(sequences, torch.stack([one[-1] for one in logits]) if scored else logits)
+            last = torch.stack([one[-1] for one in logits]) if scored else logits
+            append_tokens(sequences, last, self.logprobs_mode)
             adapter = sequences[0].params.served.adapter
             unfinished = batch.drop_finished()
             if unfinished is not None:
@@ -153,7 +160,7 @@ def add_to_group(sequence: SequenceState, groups: list[list[SequenceState]], max
     groups.append([sequence])
 
 
-def append_tokens(sequences: list[SequenceState], logits_bv: Any) -> None:
+def append_tokens(sequences: list[SequenceState], logits_bv: Any, mode: LogprobsMode) -> None:
     """Select and append the next token of each sequence that is not finished."""
     most_likely_b = logits_bv.argmax(dim=-1).tolist()
     for sequence, most_likely, logits_v in zip(sequences, most_likely_b, logits_bv, strict=True):
@@ -163,7 +170,11 @@ def append_tokens(sequences: list[SequenceState], logits_bv: Any) -> None:
         if token is None:
             sequence.end()
             continue
-        sequence.append(token, None if n_top is None else token_logprob(logits_v, token, n_top))
+        if n_top is None:
+            sequence.append(token, None)
+            continue
+        scored_v = sequence.processed_logits if mode is LogprobsMode.processed else logits_v
+        sequence.append(token, token_logprob(scored_v, token, n_top))
 
 
 def score_prompt(sequence: SequenceState, logits_tv: Any) -> Any:

@@ -5,6 +5,7 @@ Tensor suffixes: t tokens, v vocabulary.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ MIN_LOGPROB = -9999.0
 GREEDY_BELOW = 1e-5
 # Positions of a prompt whose probabilities are in memory at once, in fp32.
 SCORED_POSITIONS = 256
+
+
+class LogprobsMode(StrEnum):
+    """The logits of which log-probabilities are reported, by vLLM's names."""
+
+    raw = "raw_logprobs"  # As the model returns them.
+    processed = "processed_logprobs"  # As tokens are sampled: with temperature, penalties and filters.
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ def mask_logits(logits_v: Any, allowed: bytes) -> Any | None:
     return masked_v if bool(torch.isfinite(masked_v).any()) else None
 
 
-def sample_token(logits_v: Any, params: SamplingParams, generator: Any) -> int:
-    """Sample one token by inverting the cumulative distribution, in float64 so that it sums to one."""
+def sampling_probabilities(logits_v: Any, params: SamplingParams) -> Any:
+    """Return the probabilities of the next token with temperature and filters, not normalized."""
     scores_v = logits_v.float() / params.temperature
     if 0 < params.top_k < len(scores_v):
         lowest = scores_v.topk(params.top_k).values[-1]
@@ -113,7 +121,12 @@ def sample_token(logits_v: Any, params: SamplingParams, generator: Any) -> int:
         )
     if params.top_p < 1:
         probabilities_v = filter_top_p(probabilities_v / probabilities_v.sum(), params.top_p)
-    cumulative_v = probabilities_v.cpu().double().cumsum(dim=-1)
+    return probabilities_v
+
+
+def sample_token(logits_v: Any, params: SamplingParams, generator: Any) -> int:
+    """Sample one token by inverting the cumulative distribution, in float64 so that it sums to one."""
+    cumulative_v = sampling_probabilities(logits_v, params).cpu().double().cumsum(dim=-1)
     point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative_v[-1]
     token = torch.searchsorted(cumulative_v, point, right=True)
     return min(int(token), len(cumulative_v) - 1)
@@ -128,7 +141,7 @@ def filter_top_p(probabilities_v: Any, top_p: float) -> Any:
 
 
 def token_logprob(logits_v: Any, token: int, n_top: int) -> TokenLogprob:
-    """Compute a token's log-probability from the raw logits, before temperature, penalties and filters."""
+    """Compute a token's log-probability from logits."""
     logprobs_v = logits_v.float().log_softmax(dim=-1)
     best = logprobs_v.topk(min(n_top, len(logprobs_v)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)

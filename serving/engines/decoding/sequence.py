@@ -12,6 +12,7 @@ from serving.engines.decoding.sampling import (
     make_generator,
     mask_logits,
     sample_token,
+    sampling_probabilities,
 )
 from serving.engines.decoding.served import ServedModel
 from serving.engines.decoding.text import Detokenizer, StopMatcher
@@ -32,7 +33,7 @@ class OutputChunk:
     """The text and tokens that a completion gained since the last chunk.
 
     `finish_reason` is set in the last chunk; `end_logprob` scores the end token, which has no text. `error`
-    is why a completion has failed.
+    is why a completion has failed. `token_ids` are all tokens of the completion, in its last chunk.
     """
 
     text: str
@@ -42,6 +43,7 @@ class OutputChunk:
     prompt_logprobs: list[TokenLogprob] | None = None
     end_logprob: TokenLogprob | None = None
     error: str | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class SequenceState:
         self.constraint = None if constraint is None else ConstraintState(constraint)
         self.error: str | None = None
         self.prompt_logprobs: list[TokenLogprob] | None = None
+        self.adjusted_logits_v: Any = None
         self.decoded_characters = 0
         self.visible_characters = 0
         self.pending_text = ""
@@ -129,6 +132,7 @@ class SequenceState:
             most_likely = int(logits_v.argmax())
         if self.constraint is not None and self.constraint.in_force:
             if sampling.greedy and most_likely not in banned and self.constraint.allows(most_likely):
+                self.adjusted_logits_v = logits_v
                 return most_likely
             if self.constraint.error is not None:
                 return None
@@ -136,7 +140,16 @@ class SequenceState:
             if logits_v is None:
                 return None
             most_likely = int(logits_v.argmax())
+        self.adjusted_logits_v = logits_v
         return most_likely if sampling.greedy else sample_token(logits_v, sampling, self.generator)
+
+    @property
+    def processed_logits(self) -> Any:
+        """The logits (v) of the distribution that the last token was sampled from."""
+        sampling = self.params.sampling
+        if sampling.greedy:
+            return self.adjusted_logits_v
+        return sampling_probabilities(self.adjusted_logits_v, sampling).log()
 
     def end(self) -> None:
         """Finish a completion that no token may follow."""
@@ -201,6 +214,7 @@ class SequenceState:
                 self.prompt_logprobs,
                 end_logprob,
                 self.error,
+                () if reason is None else tuple(self.output_ids),
             )
         )
         self.pending_text, self.prompt_logprobs = "", None

@@ -103,7 +103,9 @@ async def create_completion(
         runner, served, request, prompts, request.logprobs, score_prompts=echo and scored
     )
     writer = ChoicesWriter(
-        CompletionFormat(served.tokenizer, prompts, echo, scored, choices_per_prompt=request.n or 1),
+        CompletionFormat(
+            served.tokenizer, prompts, echo, scored, request.n or 1, bool(request.return_token_ids)
+        ),
         ResponseEnvelope("cmpl", request.model),
         TokenUsage(sum(len(ids) for ids in prompts)),
         len(sequences),

@@ -26,6 +26,7 @@ from serving.engines.cli_options import (
 )
 from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
+from serving.engines.decoding.sampling import LogprobsMode
 from serving.engines.model_thread import ModelThread
 from serving.engines.openai_server.engine import ARGUMENTS
 from serving.engines.openai_server.server import SERVER_STATE, make_app
@@ -77,6 +78,9 @@ def run_server(
         host: Host = "127.0.0.1",
         task: Task = EngineTask.generate,
         pooling: PoolingOption = None,
+        logprobs_mode: Annotated[
+            LogprobsMode, typer.Option(help="Logits of which log-probabilities of completions are reported.")
+        ] = LogprobsMode.raw,
         options: dict[str, Any],
     ) -> None:
         """Serve a model over HTTP, with an API that is compatible with OpenAI's."""
@@ -97,7 +101,7 @@ def run_server(
             return
         load = partial(load_with_adapters, partial(load_runner, model, name, engine_options), adapters)
         max_batch_size = engine_options.max_batch_size or DEFAULT_BATCH_SIZE
-        loop = GenerationLoop(load, max_batch_size)
+        loop = GenerationLoop(load, max_batch_size, logprobs_mode)
         run_until_signal(TaskServer(loop, partial(make_app, loop)), host, port)
 
     program(arguments, prog_name=f"python -m serving.engines.{kind}")

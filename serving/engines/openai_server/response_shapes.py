@@ -135,6 +135,7 @@ class CompletionFormat:
     echo: bool
     scored: bool
     choices_per_prompt: int
+    with_token_ids: bool = False
     object_type: str = "text_completion"
     chunk_type: str = "text_completion"
     # The position of the next token of each choice in its text; OpenAI counts the echoed prompt.
@@ -175,7 +176,8 @@ class CompletionFormat:
             chunks[0].prompt_logprobs,
             chunks[-1].end_logprob,
         )
-        return self._choice(index, whole)
+        ids = {"prompt_token_ids": self._prompt_ids(index), "token_ids": list(chunks[-1].token_ids)}
+        return self._choice(index, whole) | (ids if self.with_token_ids else {})
 
     def _prompt_ids(self, index: int) -> list[int]:
         return self.prompts[index // self.choices_per_prompt]

@@ -252,6 +252,9 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     add_special_tokens: bool | None = None
+    return_token_ids: bool | None = Field(
+        None, description="Whether each choice contains the token ids of prompt and completion, as in vLLM."
+    )
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -272,6 +275,8 @@ class CompletionRequest(GenerationRequest):
         """Reject a request that asks for nothing."""
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", "max_tokens")
+        if self.return_token_ids and self.stream:
+            raise InvalidRequest("'return_token_ids' needs 'stream': false.", "return_token_ids")
         return self
 
 

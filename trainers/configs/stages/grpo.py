@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from trainers.configs.base import MAX_COUNT
 from trainers.configs.engines import join_capabilities
-from trainers.configs.on_policy import OnPolicyConfig
+from trainers.configs.on_policy import EngineSampledConfig
 from trainers.configs.rewards import Rewards, rewards_capability
 from trainers.configs.validation import ValidationConfig
 
@@ -33,7 +33,7 @@ class RewardScale(StrEnum):
     none = "none"
 
 
-class GrpoConfig(OnPolicyConfig, ValidationConfig):
+class GrpoConfig(EngineSampledConfig, ValidationConfig):
     """Group relative policy optimization: several completions of each prompt, compared with each other.
 
     Each step generates new completions. The default learning rate is TRL's 1e-6 for full fine-tuning and ten
@@ -69,7 +69,7 @@ class GrpoConfig(OnPolicyConfig, ValidationConfig):
 
     @property
     def capability(self) -> str | None:
-        """The sandbox of graders in Python."""
+        """The engine that generates completions, and the sandbox of graders in Python."""
         return join_capabilities([super().capability, rewards_capability(self.rewards)])
 
     @property

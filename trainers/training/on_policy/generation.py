@@ -6,12 +6,10 @@ from typing import Any, TypeVar
 
 from transformers import TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
-from trl.import_utils import is_vllm_available
 
-from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
+from trainers.configs.on_policy import OnPolicyConfig
 from trainers.rendering.examples.prompts import PromptSet
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.callback import RunDirCallback
@@ -60,27 +58,13 @@ class OnPolicyCallback(RunDirCallback[TOnPolicy]):
 
 
 def generation_arguments(config: OnPolicyConfig) -> dict[str, Any]:
-    """Return TRL's arguments of generation; raises DeviceUnavailable if vLLM is needed and not installed."""
-    shared = {
+    """Return TRL's arguments of generation."""
+    return {
         # TRL counts the tokens of prompts and completions itself; the Trainer would find no `input_ids`.
         "include_num_input_tokens_seen": "no",
         "shuffle_dataset": False,
         "max_completion_length": config.max_completion_length,
         "temperature": config.temperature,
-    }
-    if config.generation is GenerationBackend.transformers:
-        return shared
-    if not is_vllm_available():
-        raise DeviceUnavailable(
-            f"generation is {config.generation}, which needs vLLM; it is not installed on this host.",
-            "Install the vllm version that TRL supports in the trainers' environment, or set generation to "
-            "transformers.",
-        )
-    return shared | {
-        "use_vllm": True,
-        "vllm_mode": "server" if config.generation is GenerationBackend.vllm_server else "colocate",
-        "vllm_server_base_url": config.vllm_server_url,
-        "vllm_gpu_memory_utilization": config.vllm_memory_share,
     }
 
 
