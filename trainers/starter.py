@@ -47,12 +47,12 @@ logger = logging.getLogger("trainers")
 program = make_typer()
 
 
-def build_starter_model(out: Path, steps: int, seed: int) -> None:
+def build_starter_model(out: Path, steps: int, seed: int, heads: int = 4) -> None:
     """Train the tokenizer and the model, and publish both as a folder, which is replaced if it exists."""
     disable_progress_bar()
     set_seed(seed)
     tokenizer = _train_tokenizer()
-    model = _build_model(tokenizer)
+    model = _build_model(tokenizer, heads)
     _train(model, _build_examples(tokenizer, seed), steps, seed)
 
     def fill(folder: Path) -> None:
@@ -104,14 +104,14 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def _build_model(tokenizer: PreTrainedTokenizerFast, heads: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=192,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -200,10 +200,13 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to publish.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of the corpus and the weights.")] = 0,
+    heads: Annotated[
+        int, typer.Option(min=1, max=64, help="Heads of attention; vLLM serves the model on a CPU with 2.")
+    ] = 4,
 ) -> None:
     """Train the starter model."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    build_starter_model(out, steps, seed)
+    build_starter_model(out, steps, seed, heads)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from trainers.configs import (
     CompareConfig,
     DeployConfig,
     EngineClientConfig,
+    EngineSampledConfig,
     EvaluationFolder,
     ExportConfig,
     FetchConfig,
     ImportConfig,
     MergeConfig,
+    PreflightConfig,
     Product,
     Queue,
     RecordConfig,
@@ -147,6 +149,10 @@ def check_names(
                 )
     if isinstance(stage, ExportConfig) and stage.gguf_environment is not None:
         errors.append(field_error(f"{path}.gguf_environment", "Omit this field: the worker sets it."))
+    trained = stage.target if isinstance(stage, PreflightConfig) else stage
+    if isinstance(trained, EngineSampledConfig) and trained.engine_program is not None:
+        field = f"{path}.target" if trained is not stage else path
+        errors.append(field_error(f"{field}.engine_program", "Omit this field: the worker sets it."))
     errors += _check_metric_programs(session, stage, path)
     if isinstance(stage, ExportConfig) and stage.push is not None:
         errors += _check_push(stage.push.repository, path)
