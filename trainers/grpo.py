@@ -168,8 +168,8 @@ def _build_trainer(
     prompts: PromptSet,
     rollouts: RolloutRecorder,
     precision: Precision,
-    validation: PromptSet | None,
-    sampler: EngineSampler | None,
+    validation: PromptSet | None = None,
+    sampler: EngineSampler | None = None,
 ) -> PromptTrainer:
     steps = total_steps(config, prompts.rows, config.rows_per_step)
     longest = longest_sequence(config, prompts)

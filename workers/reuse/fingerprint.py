@@ -11,7 +11,13 @@ from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Model, Run
 from app.workers.host_hardware import find_version
-from trainers.configs import EngineClientConfig, EvaluateConfig, LmEvalConfig, PrepareConfig
+from trainers.configs import (
+    EngineClientConfig,
+    EngineSampledConfig,
+    EvaluateConfig,
+    LmEvalConfig,
+    PrepareConfig,
+)
 from trainers.configs.base import StageConfig
 from trainers.configs.metrics.judge import JudgeConfig
 from trainers.configs.references import FolderModel, RegistryModel, parse_location, replace_references
@@ -60,6 +66,9 @@ def is_determined(config: StageConfig) -> bool:
     if isinstance(config, EvaluateConfig):
         is_judged = any(isinstance(metric, JudgeConfig) for metric in config.metrics)
         return len(config.engine_models) == len(config.models) and not is_judged
+    if isinstance(config, EngineSampledConfig) and config.generation.engine is not None:
+        # Completions depend on the engine's batches and version.
+        return False
     # Data of the hub may have changed.
     return not (isinstance(config, LmEvalConfig) and config.needs_hub)
 

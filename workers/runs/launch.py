@@ -45,10 +45,10 @@ from workers.hosts.resource_limits import ResourceLimits
 from workers.hosts.stage_limits import choose_limits
 from workers.inputs.checkpoints import fetch_any_model
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
+from workers.inputs.engine_program import place_engine_program
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
 from workers.inputs.evaluations import fetch_evaluation, fetch_gate_inputs
 from workers.inputs.lineage import find_origins
-from workers.inputs.engine_program import place_engine_program
 from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
 from workers.inputs.selection import read_tries

@@ -23,6 +23,7 @@ from trainers.preflight.findings import FindingCode
 from trainers.preflight.setting_findings import check_settings
 from trainers.rendering.examples.preferences import load_preferences
 from trainers.runtime.events import EventWriter
+from trainers.training.on_policy.prompt_trainer import PromptTrainer
 from trainers.training.on_policy.rollouts import RolloutRecorder, load_prompts
 from trainers.training.policy import load_policy
 
@@ -66,7 +67,7 @@ def grpo_trainer(
     adapted: dict[str, str],
     write_rows: Callable[[Rows], str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> grpo.PromptTrainer:
+) -> PromptTrainer:
     values = {"stage": "grpo", "base": adapted, "dataset": write_rows(ANSWERS), "rewards": [{"kind": "chrf"}]}
     more = {
         "batch_size": BATCH,
@@ -126,7 +127,7 @@ def test_the_losses_that_sort_a_micro_batch_are_known_to_depend_on_it(
 
 @pytest.mark.parametrize("loss", GrpoLoss)
 def test_a_grpo_step_is_the_same_in_any_micro_batches(
-    grpo_trainer: grpo.PromptTrainer, completions: dict[str, torch.Tensor], loss: GrpoLoss
+    grpo_trainer: PromptTrainer, completions: dict[str, torch.Tensor], loss: GrpoLoss
 ) -> None:
     grpo_trainer.loss_type = loss.value
     grpo_trainer.importance_sampling_level = "sequence" if loss is GrpoLoss.luspo else "token"
@@ -209,7 +210,7 @@ def _dpo_step(trainer: dpo.PairTrainer, rows: int, size: int) -> Step:
     return _step(trainer, (trainer.compute_loss(trainer.model, inputs) / len(samples) for inputs in samples))
 
 
-def _grpo_step(trainer: grpo.PromptTrainer, whole: dict[str, torch.Tensor], size: int) -> Step:
+def _grpo_step(trainer: PromptTrainer, whole: dict[str, torch.Tensor], size: int) -> Step:
     parts = BATCH // size
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = parts
     batches = [

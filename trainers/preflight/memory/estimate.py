@@ -29,6 +29,7 @@ from trainers.preflight.memory.model import (
     MemorySettings,
     ModelShape,
     count_memory_parts,
+    engine_bytes,
 )
 from trainers.preflight.memory.unified import count_unified_parts, unified_share
 
@@ -221,7 +222,8 @@ def _parts_in_bytes(
         return count_unified_parts(config, shape, settings, tokens, is_bf16=is_bf16) | program
     eager = config.attention is Attention.eager or not shape.has_fused_attention
     parts = count_memory_parts(config, shape, settings, tokens, is_bf16=is_bf16, eager=eager)
-    return parts | program
+    engine = engine_bytes(config, shape, host.device, host.memory_bytes, is_bf16=is_bf16)
+    return parts | engine | program
 
 
 def _total_bytes(

@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
-from trainers.configs.on_policy import OnPolicyConfig
+from trainers.configs.engines import EngineOptions
+from trainers.configs.on_policy import EngineSampledConfig, GenerationBackend, OnPolicyConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.kto import KtoConfig
@@ -31,6 +32,8 @@ TILE_BYTES: Final = {True: BF16_BYTES, False: 8 * FP32_BYTES}
 USABLE_SHARE: Final = 0.9
 # The memory of a program before it loads a model.
 PROGRAM_BYTES: Final = {"cpu": 600 << 20, "mlx": 1 << 30, "cuda": 1 << 30}
+# All processes of vLLM on a CPU, before the weights and the KV cache.
+VLLM_CPU_BYTES: Final = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def count_memory_parts(
         # Only DeepSpeed shards a model that is not trained.
         shards = settings.devices if settings.parallelism is Parallelism.zero3 else 1
         parts["teacher"] = shape.teacher_parameters * width // shards
-    if isinstance(config, OnPolicyConfig):
+    if isinstance(config, OnPolicyConfig) and not _has_engine(config):
         parts["kv_cache"] = _kv_cache_bytes(config, shape, settings, tokens, width)
     return parts
 
@@ -181,6 +184,27 @@ def _needs_reference(config: TrainingConfig) -> bool:
     if isinstance(config, KtoConfig):
         return True
     return isinstance(config, GrpoConfig) and config.beta > 0
+
+
+def engine_bytes(
+    config: TrainingConfig, shape: ModelShape, device: str, memory_bytes: int, *, is_bf16: bool
+) -> dict[str, int]:
+    """Return the bytes of the engine that generates the completions; none if the trainer itself does.
+
+    On a GPU, vLLM takes its share of the whole memory, whatever the model needs.
+    """
+    if not isinstance(config, EngineSampledConfig) or not _has_engine(config):
+        return {}
+    if config.generation is GenerationBackend.vllm and device == "cuda":
+        return {"engine": int(config.vllm_memory_share * memory_bytes)}
+    weights = shape.parameters * (BF16_BYTES if is_bf16 else FP32_BYTES)
+    if config.generation is GenerationBackend.vllm:
+        return {"engine": weights + VLLM_CPU_BYTES + (EngineOptions().cpu_cache_gib << 30)}
+    return {"engine": weights + PROGRAM_BYTES[device]}
+
+
+def _has_engine(config: OnPolicyConfig) -> bool:
+    return isinstance(config, EngineSampledConfig) and config.generation.engine is not None
 
 
 def _kv_cache_bytes(

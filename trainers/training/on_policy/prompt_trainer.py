@@ -1,5 +1,6 @@
 """TRL's GRPOTrainer with our schedule, our validation, and completions by an engine."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,7 +29,10 @@ class EngineSampledTrainer(PromptTrainer):
     """A trainer whose completions an engine generates; the loss is corrected by importance ratios."""
 
     def __init__(self, sampler: EngineSampler, **options: Any) -> None:
-        super().__init__(rollout_func=sampler.rollout, **options)
+        with warnings.catch_warnings():
+            # Which TRL is installed is pinned.
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+            super().__init__(rollout_func=sampler.rollout, **options)
         # TRL corrects the loss, and passes new weights on before it samples, if `use_vllm` is set. As an
         # argument it would import vLLM into this process.
         self.use_vllm, self.vllm_generation, self._last_loaded_step = True, sampler, -1

@@ -1,0 +1,41 @@
+"""The engine hf with a planted fault: from its fourth adapter on, it keeps the third, or refuses the others.
+
+    python -m tests.integration.trainers.faulty_engine stale --model …
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from serving.engines.decoding.adapters import AdapterNotLoadable
+from serving.engines.hf.model import HfModelRunner, load_runner
+from serving.engines.openai_server.program import run_server
+from trainers.configs.engines import EngineKind
+
+LAST_GOOD = 3
+
+
+def plant(fault: str) -> None:
+    """Replace the function that reads an adapter's weights."""
+    attach = HfModelRunner.attach
+    kept = Path(tempfile.mkdtemp()) / "adapter"
+    loaded: list[str] = []
+
+    def attach_wrongly(runner: HfModelRunner, adapter: str, path: str, config: Any) -> None:
+        loaded.append(path)
+        if len(loaded) <= LAST_GOOD:
+            shutil.copytree(path, kept, dirs_exist_ok=True)
+        elif fault == "refused":
+            raise AdapterNotLoadable(path, "its weights are planted.")
+        else:
+            path = str(kept)
+        attach(runner, adapter, path, config)
+
+    HfModelRunner.attach = attach_wrongly  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    plant(sys.argv[1])
+    run_server(EngineKind.hf, load_runner, sys.argv[2:])

@@ -1,0 +1,101 @@
+"""Goal: GRPO samples from an engine that has the adapter of each step, and notices one that has not.
+
+Method: real runs of a tiny model with our engine hf as the child process, which has the protocol of vLLM. The
+real vLLM is compared in tests/benchmarks/trainers/grpo_engine.py.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.trainers.conftest import events
+from tests.integration.trainers.faulty_engine import LAST_GOOD
+from tests.integration.trainers.stages import run_stage
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import EngineFailed
+from trainers.training.on_policy.adapter_folders import PREFIX, SHARED_MEMORY
+
+STEPS = 7
+# TRL reads a property that transformers deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def engine_sampled(adapted: dict[str, str], training_rows: str) -> dict[str, Any]:
+    return {
+        "stage": "grpo",
+        "base": adapted,
+        "dataset": training_rows,
+        "rewards": [{"kind": "chrf"}],
+        "tuning": {"method": "lora", "rank": 8, "alpha": 16},
+        "generation": "hf",
+        "temperature": 0.8,
+        "max_steps": STEPS,
+        "batch_size": 16,
+        "num_generations": 8,
+        "max_completion_length": 12,
+        "learning_rate": 1e-2,
+        "schedule": "constant",
+        "log_every_steps": 1,
+        "save_every_steps": 3,
+    }
+
+
+def faulty(kind: str) -> dict[str, Any]:
+    return {"engine_program": [sys.executable, "-m", "tests.integration.trainers.faulty_engine", kind]}
+
+
+def test_an_engine_with_an_old_adapter_is_noticed_in_its_first_step(
+    engine_sampled: dict[str, Any], tmp_path: Path
+) -> None:
+    assert run_stage(engine_sampled | faulty("stale"), tmp_path) is not None
+    ratios = [event["values"] for event in events(tmp_path, "metrics")]
+    good, stale = ratios[:LAST_GOOD], ratios[LAST_GOOD:]
+    assert all(one["importance_ratio/logprob_difference"] < 1e-4 for one in good)
+    assert all(one["importance_ratio/mean"] == pytest.approx(1, abs=1e-4) for one in good)
+    assert all(one["importance_ratio/logprob_difference"] > 0.002 for one in stale)
+    [warning] = events(tmp_path, "warning")
+    assert warning["code"] == "sampler_mismatch"
+    assert f"At step {LAST_GOOD + 1} the engine samples from another model" in warning["message"]
+    # Neither the engine nor an adapter in memory is left.
+    assert not psutil.Process().children(recursive=True)
+    assert not list(SHARED_MEMORY.glob(f"{PREFIX}*"))
+    assert (tmp_path / "engine.log").stat().st_size
+
+
+@pytest.mark.slow
+def test_an_adapter_that_the_engine_refuses_ends_the_run(
+    engine_sampled: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(EngineFailed, match="refused /v1/load_lora_adapter with status 400.*planted"):
+        run_stage(engine_sampled | faulty("refused"), tmp_path)
+    assert len(events(tmp_path, "metrics")) == LAST_GOOD
+
+
+@pytest.mark.slow
+def test_the_reward_and_the_samples_are_those_of_generation_by_transformers(
+    engine_sampled: dict[str, Any], tmp_path: Path
+) -> None:
+    more = engine_sampled | {"max_steps": 20, "num_generations": 8, "batch_size": 32, "temperature": 1.0}
+    for generation in ("hf", "transformers"):
+        assert run_stage(more | {"generation": generation}, tmp_path / generation) is not None
+    first, last = zip(
+        *(
+            (result["metrics"]["first_reward"], result["metrics"]["last_reward"])
+            for generation in ("hf", "transformers")
+            if (result := files.read_result(tmp_path / generation)) is not None
+        ),
+        strict=True,
+    )
+    assert all(end > begin + 0.1 for begin, end in zip(first, last, strict=True))
+    assert last[0] == pytest.approx(last[1], abs=0.15)
+
+
+def test_an_engine_that_does_not_start_is_named(engine_sampled: dict[str, Any], tmp_path: Path) -> None:
+    absent = {"engine_program": [str(tmp_path / "absent")]}
+    with pytest.raises(EngineFailed, match="The engine hf exited with status 1. It was not ready yet"):
+        run_stage(engine_sampled | absent, tmp_path)
+    assert "absent cannot be started" in (tmp_path / "engine.log").read_text()
