@@ -12,7 +12,7 @@ from app.settings import Settings
 from app.storage import migrate
 from app.storage.database import get_engine, read_session, transaction
 from app.tables import Alias, AliasVersion, Deployment, Event, EventType, Run
-from trainers.configs import GenerateConfig
+from trainers.configs import GenerateConfig, StageKind, parse_stage
 
 # SQLite does not report the sort order of an index, so Alembic sees a difference; the second test checks it.
 CLAIM_INDEX = "ix_run_claim"
@@ -94,6 +94,24 @@ def test_a_queued_generate_run_of_an_older_version_has_a_valid_config(settings: 
         run = session.get_one(Run, "run_3")
         assert isinstance(run.stage_config(), GenerateConfig)
         assert run.device_count == 2
+
+
+def test_runs_of_a_version_with_vllm_inside_the_program_have_valid_configs(settings: Settings) -> None:
+    base = {"base": "org/base", "dataset": "rows"}
+    grpo = parse_stage({"stage": "grpo", "rewards": [{"kind": "correctness"}], **base})
+    distill = parse_stage({"stage": "distill", "teacher": "org/teacher", **base})
+    old = {"generation": "vllm_colocate", "vllm_memory_share": 0.3, "vllm_server_url": None}
+    _upgrade_with_old_rows()
+    migrate.downgrade_database(get_engine(), "0032")
+    with transaction() as session:
+        for run_id, config in (("run_1", grpo), ("run_2", distill)):
+            run = session.get_one(Run, run_id)
+            run.stage = StageKind(config.stage)
+            run.config = config.model_dump(mode="json", exclude={"engine_program"}) | old
+    migrate.upgrade_database(get_engine())
+    with read_session() as session:
+        assert session.get_one(Run, "run_1").stage_config() == grpo
+        assert session.get_one(Run, "run_2").stage_config() == distill
 
 
 def test_the_newest_migrations_can_be_undone_with_rows(settings: Settings) -> None:

@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Dataset, Model, ModelKind, Worker
-from trainers.configs import EngineKind, Queue
+from trainers.configs import EngineKind, GrpoConfig, Queue, parse_stage
 from workers.hosts.worker import register_worker
+from workers.inputs.engine_program import place_engine_program
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 Rows = list[dict[str, str]]
@@ -158,6 +159,28 @@ def test_a_deployment_waits_for_a_worker_with_its_engine(
     make_worker(name="fast", capabilities=["vllm"])
     (stage,) = client.post("/api/v1/jobs/dry-run", json=body).json()["stages"]
     assert (stage["waiting_for"], stage["workers"]) == (None, ["fast"])
+
+
+def test_grpo_with_vllm_waits_for_a_worker_with_vllm_which_alone_names_its_program(
+    client: TestClient,
+    make_worker: Callable[..., Worker],
+    make_dataset: Callable[..., Dataset],
+    settings: Settings,
+) -> None:
+    make_dataset("rows")
+    make_worker(name="plain")
+    grpo = {"stage": "grpo", "base": "org/base", "dataset": "rows", "rewards": [{"kind": "correctness"}]}
+    stage = grpo | {"generation": "vllm", "queue": "cpu"}
+    (planned,) = client.post("/api/v1/jobs/dry-run", json={"name": "job", "stages": [stage]}).json()["stages"]
+    assert planned["waiting_for"].startswith("No live worker of queue cpu has the capability vllm: plain")
+    stage |= {"engine_program": ["/bin/sh", "-c", "evil"]}
+    refused = client.post("/api/v1/jobs/dry-run", json={"name": "job", "stages": [stage]}).json()
+    assert message(refused, "stages.0.engine_program") == "Omit this field: the worker sets it."
+    settings.engine_commands = {EngineKind.vllm: ["/opt/vllm", "serve"]}
+    for generation, expected in (("vllm", ["/opt/vllm", "serve"]), ("transformers", None)):
+        placed = place_engine_program(parse_stage(grpo | {"generation": generation}), settings)
+        assert isinstance(placed, GrpoConfig)
+        assert placed.engine_program == expected
 
 
 def test_a_worker_announces_the_engines_whose_programs_exist(settings: Settings, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The engine hf with a planted fault: from its fourth adapter on, it keeps the third, or refuses the others.
 
-    python -m tests.integration.trainers.faulty_engine stale --model …
+The first argument is `stale` or `refused`; the others are those of the engine.
 """
 
 import shutil
@@ -33,7 +33,7 @@ def plant(fault: str) -> None:
             path = str(kept)
         attach(runner, adapter, path, config)
 
-    HfModelRunner.attach = attach_wrongly  # type: ignore[method-assign]
+    setattr(HfModelRunner, "attach", attach_wrongly)  # noqa: B010  # A method is replaced.
 
 
 if __name__ == "__main__":

@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import Recorder, run_stage
-from trainers import grpo, sft
+from trainers import sft
 from trainers.configs import TrainingConfig, parse_stage
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.examples.sft import load_examples
 from trainers.runtime.errors import DeviceUnavailable
-from trainers.runtime.events import EventWriter
 from trainers.training.diagnosis.non_finite import LossNotFinite, diagnose_non_finite
 from trainers.training.loop import run_training_loop
 from trainers.training.samplers import StepSampler
@@ -163,28 +161,6 @@ def test_checkpointed_activations_give_the_same_losses(stage: dict[str, Any], tm
 def test_missing_attention_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DeviceUnavailable, match="flash_attention_2"):
         run_stage(stage | {"attention": "flash_attention_2"}, tmp_path)
-
-
-def test_missing_vllm_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
-    values = {key: stage[key] for key in ("base", "dataset", "tuning")}
-    config = parse_stage(
-        values | {"stage": "grpo", "generation": "vllm_colocate", "rewards": [{"kind": "correctness"}]}
-    )
-    with pytest.raises(DeviceUnavailable, match="needs vLLM"):
-        grpo.run(config, tmp_path, EventWriter(None))  # type: ignore[arg-type]
-
-
-def test_a_server_for_vllm_needs_its_address() -> None:
-    with pytest.raises(ValidationError, match="vllm_server_url"):
-        parse_stage(
-            {
-                "stage": "grpo",
-                "base": "b",
-                "dataset": "d",
-                "rewards": [{"kind": "correctness"}],
-                "generation": "vllm_server",
-            }
-        )
 
 
 def test_a_learning_rate_far_above_the_default_is_diagnosed(stage: dict[str, Any]) -> None:

@@ -14,6 +14,9 @@ import pytest
 from tests.integration.trainers.conftest import events
 from tests.integration.trainers.faulty_engine import LAST_GOOD
 from tests.integration.trainers.stages import run_stage
+from trainers.configs import GrpoConfig, parse_stage
+from trainers.configs.stages.preflight import HostMemory
+from trainers.preflight.memory.estimate import estimate_memory
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import EngineFailed
 from trainers.training.on_policy.adapter_folders import PREFIX, SHARED_MEMORY
@@ -70,7 +73,7 @@ def test_an_engine_with_an_old_adapter_is_noticed_in_its_first_step(
 def test_an_adapter_that_the_engine_refuses_ends_the_run(
     engine_sampled: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineFailed, match="refused /v1/load_lora_adapter with status 400.*planted"):
+    with pytest.raises(EngineFailed, match=r"refused /v1/load_lora_adapter with status 400.*planted"):
         run_stage(engine_sampled | faulty("refused"), tmp_path)
     assert len(events(tmp_path, "metrics")) == LAST_GOOD
 
@@ -94,8 +97,24 @@ def test_the_reward_and_the_samples_are_those_of_generation_by_transformers(
     assert last[0] == pytest.approx(last[1], abs=0.15)
 
 
+def test_the_memory_estimate_has_the_engine_in_place_of_a_cache(engine_sampled: dict[str, Any]) -> None:
+    host = HostMemory(worker="h100", device="cuda", memory_bytes=80 << 30)
+
+    def parts(generation: str) -> dict[str, int]:
+        config = parse_stage(engine_sampled | {"generation": generation})
+        assert isinstance(config, GrpoConfig)
+        estimate = estimate_memory(config, [host], 64)
+        assert estimate is not None
+        return dict(estimate["hosts"][0]["parts"])
+
+    assert parts("vllm")["engine"] == int(0.3 * (80 << 30))
+    assert parts("hf")["engine"] > parts("hf")["weights"] / 2
+    assert "engine" not in parts("transformers")
+    assert "kv_cache" in parts("transformers").keys() - parts("vllm").keys()
+
+
 def test_an_engine_that_does_not_start_is_named(engine_sampled: dict[str, Any], tmp_path: Path) -> None:
     absent = {"engine_program": [str(tmp_path / "absent")]}
-    with pytest.raises(EngineFailed, match="The engine hf exited with status 1. It was not ready yet"):
+    with pytest.raises(EngineFailed, match=r"The engine hf exited with status 1\. It was not ready yet"):
         run_stage(engine_sampled | absent, tmp_path)
     assert "absent cannot be started" in (tmp_path / "engine.log").read_text()

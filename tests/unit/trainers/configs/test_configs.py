@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from trainers.configs import Queue, SftConfig, StageKind, parse_stage
+from trainers.configs import GrpoConfig, Queue, SftConfig, StageKind, parse_stage
 from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.stage_config import load_stage
 
@@ -122,7 +122,7 @@ def test_json_of_a_service_cannot_read_the_environment(
     assert config.base == "${HF_TOKEN}"
 
 
-VLLM_SERVER = {"generation": "vllm_server", "vllm_server_url": "http://127.0.0.1:8000"}
+VLLM = {"generation": "vllm"}
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ VLLM_SERVER = {"generation": "vllm_server", "vllm_server_url": "http://127.0.0.1
         ("sft", Queue.cpu, {}, []),
         ("dpo", Queue.cuda, {}, ["CUDA kernels"]),
         ("grpo", Queue.cpu, {"generation": "transformers"}, []),
-        ("grpo", Queue.cpu, VLLM_SERVER, ["vLLM samples"]),
-        ("grpo", Queue.cuda, {"generation": "vllm_colocate"}, ["CUDA kernels", "vLLM samples"]),
+        ("grpo", Queue.cpu, VLLM, ["same seeds"]),
+        ("grpo", Queue.cuda, VLLM, ["CUDA kernels", "same seeds"]),
         ("sft", Queue.mlx, {}, ["Apple's GPUs"]),
     ],
 )
@@ -145,6 +145,31 @@ def test_an_approximate_resume_guarantee_has_reasons(
     assert found is not None
     assert found.exactness == ("approximate" if reasons else "exact")
     assert all(part in reason for part, reason in zip(reasons, found.reasons, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            {"tuning": {"method": "full"}},
+            "new adapters, but no new base: set tuning.method to lora, or",
+        ),
+        ({"tuning": {"quantization": "nf4"}}, "the base that is not quantized: remove it"),
+        ({"tuning": {"dropout": 0.1}}, "every importance ratio would be wrong: set it to 0"),
+        ({"tuning": {"dora": True}}, "cannot load adapters with tuning.dora"),
+        ({"tuning": {"rank": 1024}}, "up to rank 512, not tuning.rank 1024"),
+        ({"devices": 2, "parallelism": "fsdp2"}, "whole copy of the base .* use ddp or zero2"),
+        ({"vllm_mode": "colocate"}, "There is no such field"),
+        ({"vllm_server_url": "http://h"}, "There is no such field"),
+    ],
+)
+def test_an_engine_generates_only_what_it_can_follow(values: dict[str, object], reason: str) -> None:
+    grpo = {"stage": "grpo", "base": "org/base", "dataset": "rows", "rewards": [{"kind": "correctness"}]}
+    config = parse_stage(grpo | VLLM)
+    assert isinstance(config, GrpoConfig)
+    assert (config.capability, config.vllm_memory_share) == ("vllm", 0.3)
+    with pytest.raises(ValidationError, match=reason):
+        parse_stage(grpo | VLLM | values)
 
 
 @pytest.mark.parametrize("kind", ["generate", "evaluate"])
