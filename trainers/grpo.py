@@ -37,7 +37,7 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.loop import run_training_loop
-from trainers.training.on_policy.engine_process import EngineSettings, run_engine
+from trainers.training.on_policy.engine_process import ChildEngineOptions, run_engine
 from trainers.training.on_policy.engine_sampler import EngineSampler, open_sampler
 from trainers.training.on_policy.generation import OnPolicyCallback, generation_arguments, longest_sequence
 from trainers.training.on_policy.importance_ratios import describe_mismatch
@@ -220,7 +220,7 @@ def _run_sampler(
     if (kind := config.generation.engine) is None:
         yield None
         return
-    settings = EngineSettings(
+    settings = ChildEngineOptions(
         kind,
         config.engine_program or (),
         get_base_model(config.base),

@@ -42,7 +42,7 @@ logger = logging.getLogger("trainers")
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class ChildEngineOptions:
     """What an engine is started with.
 
     Attributes:
@@ -93,7 +93,7 @@ class EngineChild:
 
 
 @contextmanager
-def run_engine(settings: EngineSettings, run_dir: Path) -> Iterator[EngineChild]:
+def run_engine(settings: ChildEngineOptions, run_dir: Path) -> Iterator[EngineChild]:
     """Start an engine, yield it when it accepts requests, and stop it at the end.
 
     Raises:
