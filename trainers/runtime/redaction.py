@@ -24,6 +24,13 @@ _added: set[str] = set()
 _SECRET_VARIABLE = re.compile(
     r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|ENCRYPTION_KEY|WORKER_KEY)$", re.IGNORECASE
 )
+# Names of files with secrets: a path itself need not be hidden in a log.
+_SECRET_PATH_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)_(PATH|FILE)$", re.IGNORECASE)
+
+
+def is_secret_variable(name: str) -> bool:
+    """Return whether an environment variable by this name contains a secret, or names a file with one."""
+    return any(pattern.search(name) for pattern in (_SECRET_VARIABLE, _SECRET_PATH_VARIABLE))
 
 
 def redact(text: str) -> str:

@@ -11,7 +11,7 @@ from serving.engines.child_engine import log_tail
 from serving.engines.engine import START_TIMEOUT_SECONDS
 from serving.http.addresses import is_private
 from workers.hosts.devices import Devices
-from workers.hosts.environments import empty_folder, program_environment
+from workers.hosts.environments import empty_folder, engine_environment
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.warm_start import ForkServer
 
@@ -70,7 +70,7 @@ def start_engine(
         raise EngineProcessFailed(f"The engine {engine.kind} cannot be started: {error}") from error
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment = program_environment(devices) | engine.environment(config)
+    environment = engine_environment(devices) | engine.environment(config)
     return start_guarded_process(
         command,
         log=folder / LOG,

@@ -30,6 +30,7 @@ from trainers.configs import (
     PrepareConfig,
     RecordConfig,
     SelectConfig,
+    TrainingConfig,
 )
 from trainers.configs.engines import RunningEngine
 from trainers.configs.references import ModelField, find_references, replace_references
@@ -40,7 +41,7 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
 from workers.batches.inputs import prepare_batch
 from workers.hosts.devices import NO_DEVICES, Devices
-from workers.hosts.environments import program_environment, row_cache_environment
+from workers.hosts.environments import program_environment, row_cache_environment, training_environment
 from workers.hosts.resource_limits import ResourceLimits
 from workers.hosts.stage_limits import choose_limits
 from workers.inputs.checkpoints import fetch_any_model
@@ -135,6 +136,8 @@ def prepare_launch(
     devices = NO_DEVICES if isinstance(config, EngineClientConfig) and config.uses_engine else devices
     reaches_hub = isinstance(config, LmEvalConfig) and config.needs_hub
     environment |= program_environment(devices, reaches_hub) | row_cache_environment(settings)
+    if isinstance(config, TrainingConfig):
+        environment |= training_environment(devices)
     return Launch(
         run_dir=run_dir,
         config=config,
