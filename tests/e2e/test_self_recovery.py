@@ -70,7 +70,10 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     (run,) = job["runs"]
     assert run["status"] == "succeeded", run
     warnings = [event["data"] for event in embedded.events(run["id"], "warning")]
+    assert (
+        warnings[0]["code"] == "recomputation_enabled" and run["config"]["activation_checkpointing"] is True
+    )
     halved = [warning["message"] for warning in warnings if warning["code"] == "micro_batch_halved"]
     assert halved and "micro_batch_size 512" in halved[0]
     assert (run["config"]["batch_size"], run["config"]["micro_batch_size"]) == (512, 512 >> len(halved))
-    assert run["attempt"] == 1 + len(halved)
+    assert run["attempt"] == 2 + len(halved)

@@ -31,7 +31,7 @@ def estimate_flops(config: TrainingConfig, parameters: float, rows: int, tokens_
     """
     steps_rows = config.max_steps * config.rows_per_step if config.max_steps else rows * config.epochs
     per_token = 4 if isinstance(config.tuning, LoraTuning) else 6
-    if config.activation_checkpointing:
+    if config.activation_checkpointing is True:
         per_token += 2
     sequences, tokens = steps_rows, tokens_per_row
     if isinstance(config, OnPolicyConfig):

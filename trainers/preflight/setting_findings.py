@@ -34,7 +34,7 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
     """Yield the findings in the settings of a stage, given the config of its model."""
     yield from _check_learning_rate(config, model)
     yield from _check_micro_batch(config)
-    if config.activation_checkpointing is None and model_shape(config.base, config.tuning) is None:
+    if config.activation_checkpointing == "auto" and model_shape(config.base, config.tuning) is None:
         yield new_finding(
             FindingCode.memory_unknown,
             FindingLevel.warning,

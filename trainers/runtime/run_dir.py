@@ -25,6 +25,8 @@ from trainers.runtime.verified_files import VerifiedFiles, hash_file
 
 CONFIG = "config.json"
 LATER_STAGES = "later_stages.json"
+# Which activations a training program recomputes, for the worker that gives it less memory after a failure.
+RECOMPUTATION = "recomputation.json"
 LOG = "log.txt"
 EVENTS = "events.jsonl"
 CHECKPOINT_LINES = "checkpoints.jsonl"

@@ -18,6 +18,7 @@ from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
+from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
 from trainers.training.checkpoints.interval import steps_between_checkpoints, steps_between_validations
 from trainers.training.model_proof import prove_model
@@ -36,6 +37,9 @@ def training_arguments(
     _check_processes(config)
     check_plan(config, steps)
     is_cpu = pick_device(config.queue).type == "cpu"
+    recomputes = _uses_checkpointing(config, longest_tokens)
+    if is_main_process():
+        files.write_json(run_dir / files.RECOMPUTATION, {"every_n_layers": 1 if recomputes else None})
     return {
         "output_dir": str(run_dir / files.SCRATCH),
         "max_steps": steps,
@@ -50,7 +54,7 @@ def training_arguments(
         "data_seed": config.seed,
         "use_cpu": is_cpu,
         "bf16": precision is Precision.bf16,
-        "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
+        "activation_checkpointing": recomputes,
         "dataloader_pin_memory": not is_cpu,
         "logging_steps": config.log_every_steps,
         # The default replaces losses that are not finite by the mean, which would hide them.
@@ -134,6 +138,6 @@ def _accumulation_steps(config: TrainingConfig) -> int:
 
 def _uses_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
     # Recomputing activations costs about a third more time, so only where memory requires it.
-    if config.activation_checkpointing is not None:
+    if config.activation_checkpointing != "auto":
         return config.activation_checkpointing
     return needs_checkpointing(config, local_host(config), longest_tokens)

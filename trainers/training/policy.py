@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, Trainer
 from transformers.pytorch_utils import Conv1D
 
@@ -91,8 +92,30 @@ def adapter_rank(config: TrainingConfig) -> int:
 
 
 def cast_adapter_to_fp32(trainer: T) -> T:
-    """Cast the adapter to fp32: TRL gives that of a quantized base bf16, which rounds small updates away."""
+    """Cast the adapter to fp32: TRL gives that of a quantized base bf16, which rounds small updates away.
+
+    Under autocast its inputs stay as they are.
+    """
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    skip_casts_under_autocast(trainer.model)
     return trainer
+
+
+class CastsOutsideAutocast:
+    """True where PEFT must cast an adapter's input itself: autocast does it otherwise.
+
+    Both together convert a bf16 input to fp32 and back, which changes no bit and keeps a copy for each
+    adapted layer.
+    """
+
+    def __bool__(self) -> bool:
+        return not (torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"))
+
+
+def skip_casts_under_autocast(model: torch.nn.Module) -> None:
+    """Let PEFT cast the inputs of adapters only outside autocast, as in generation."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = CastsOutsideAutocast()

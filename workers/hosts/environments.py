@@ -17,7 +17,7 @@ INHERITED_VARIABLES = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
     "OMP_NUM_THREADS", "NVIDIA_VISIBLE_DEVICES", "XDG_CACHE_HOME",
 )  # fmt: skip
-# The operator's settings of libraries: how GPUs are connected, and where compiled kernels and models are kept.
+# The operator's settings of libraries: how GPUs are connected, where kernels and models are cached.
 INHERITED_PREFIXES = (
     "NCCL_", "GLOO_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "CUDA_", "TRITON_", "HF_",
 )  # fmt: skip

@@ -78,7 +78,8 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
         except HubPushFailed as error:
             return end_attempt(attempt, error)
         return _succeed(attempt, launch, result)
-    return end_attempt(attempt, _find_error(attempt, launch, exit_status))
+    error = _find_error(attempt, launch, exit_status)
+    return end_attempt(attempt, error, recomputes_all=results.recomputes_all(launch.run_dir))
 
 
 def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> TunesmithError | None:
@@ -91,8 +92,11 @@ def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> Tunesm
     return results.infer_error(attempt.run, launch, exit_status, reported)
 
 
-def end_attempt(attempt: RunAttempt, error: TunesmithError | None) -> Run:
-    """End an attempt without a result: because of an error, or because its program was asked to stop."""
+def end_attempt(attempt: RunAttempt, error: TunesmithError | None, *, recomputes_all: bool = False) -> Run:
+    """End an attempt without a result: because of an error, or because its program was asked to stop.
+
+    `recomputes_all` is whether the program recomputed all activations.
+    """
     run = attempt.run
     if error is not None and error.code is ErrorCode.artifacts_unreachable and attempt.store_gate is not None:
         attempt.store_gate.close(error)
@@ -103,7 +107,8 @@ def end_attempt(attempt: RunAttempt, error: TunesmithError | None) -> Run:
         if end.code is ErrorCode.disk_full:
             end = AttemptOutcome(error, needed_disk_bytes=recovery.estimate_needed_bytes(session, current))
         if end.code is ErrorCode.out_of_memory:
-            end = AttemptOutcome(error, **recovery.reduce_memory(current.config))
+            assert error is not None
+            end = recovery.reduce_memory(error, current.config, recomputes_all)
         guards, max_failures = lifecycle.lease_guards(run.attempt), attempt.settings.max_failures
         return lifecycle.end_attempt(session, run.id, end, guards, max_failures, _log_column(run))
 

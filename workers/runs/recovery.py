@@ -5,9 +5,10 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from app.runs.attempt_outcome import NewEvent
+from app.runs.attempt_outcome import AttemptOutcome, NewEvent
 from app.tables import Checkpoint, Run
-from trainers.configs import TrainingConfig, parse_stage
+from trainers.configs import FullTuning, TrainingConfig, parse_stage
+from trainers.runtime.errors import TunesmithError
 
 # A checkpoint is written while the one before it and the model are still on the disk.
 CHECKPOINTS_IN_FREE_SPACE = 3
@@ -16,29 +17,60 @@ DISK_FULL_HINT = "Free some disk space: the run then resumes by itself from its 
 VMSTAT = Path("/proc/vmstat")
 
 
-def reduce_memory(config: dict[str, Any]) -> dict[str, Any]:
-    """Return `smaller_config` and `warning` of an AttemptOutcome; empty if the config cannot be reduced.
+def reduce_memory(error: TunesmithError, config: dict[str, Any], recomputes_all: bool) -> AttemptOutcome:
+    """Return the end of an attempt that ran out of memory, with the next smaller config if there is one.
 
-    The micro-batch is about halved. The batch size, and therefore each step, stays the same, so a loss that
-    depends on the micro-batch is not trained with a smaller one.
+    `recomputes_all` is whether the program has recomputed every layer, which `auto` may have chosen.
+    First all activations are recomputed, which costs about a third more time; then the micro-batch is about
+    halved, again and again. Neither changes the batch size or the result. Less precise weights would: they
+    are offered in the error's hint.
     """
     stage = parse_stage(config)
-    if not isinstance(stage, TrainingConfig) or stage.micro_batch_size in (None, 1):
-        return {}
-    if stage.micro_batch_losses:
-        return {}
-    assert stage.micro_batch_size is not None
+    if not isinstance(stage, TrainingConfig) or stage.micro_batch_size is None:
+        return AttemptOutcome(error)
+    same = f"batch_size {stage.batch_size}, and therefore each step, stays the same."
+    if not (stage.activation_checkpointing is True or recomputes_all):
+        message = (
+            "The device ran out of memory. The run resumes from its last checkpoint with "
+            f"activation_checkpointing true, which recomputes activations in the backward pass; {same}"
+        )
+        return _retry(error, config | {"activation_checkpointing": True}, "recomputation_enabled", message)
+    if stage.micro_batch_size == 1 or stage.micro_batch_losses:
+        error.hint = _offer_less_memory(stage)
+        return AttemptOutcome(error)
     rows_per_device = stage.batch_size // stage.devices
     smaller = next(n for n in range(stage.micro_batch_size // 2, 0, -1) if rows_per_device % n == 0)
     message = (
         f"The device ran out of memory with micro_batch_size {stage.micro_batch_size}. The run resumes from "
-        f"its last checkpoint with micro_batch_size {smaller} and more gradient accumulation; batch_size "
-        f"{stage.batch_size}, and therefore each step, stays the same."
+        f"its last checkpoint with micro_batch_size {smaller} and more gradient accumulation; {same}"
     )
-    return {
-        "smaller_config": config | {"micro_batch_size": smaller},
-        "warning": NewEvent.warning("micro_batch_halved", message),
-    }
+    return _retry(error, config | {"micro_batch_size": smaller}, "micro_batch_halved", message)
+
+
+def _retry(error: TunesmithError, smaller: dict[str, Any], code: str, message: str) -> AttemptOutcome:
+    return AttemptOutcome(error, smaller_config=smaller, warning=NewEvent.warning(code, message))
+
+
+def _offer_less_memory(stage: TrainingConfig) -> str:
+    """Return the hint of a run that nothing without an effect on the result can make smaller."""
+    remedies = []
+    if isinstance(stage.tuning, FullTuning):
+        remedies.append(
+            "train an adapter (tuning.method lora), which needs an eighth of the memory per weight"
+        )
+    elif stage.tuning.quantization is None:
+        remedies.append(
+            "set tuning.quantization to nf4 (on a Mac 4bit), which stores the base in a quarter of its "
+            "memory and costs some quality"
+        )
+    remedies.append("lower max_length" if hasattr(stage, "max_length") else "use shorter rows")
+    remedies.append("use a larger device, or several with parallelism fsdp2")
+    rows = (
+        f"micro_batch_size is {stage.micro_batch_size}"
+        if stage.micro_batch_size == 1
+        else f"micro_batch_size {stage.micro_batch_size} is part of the loss"
+    )
+    return f"All activations are recomputed already, and {rows}. Any of these helps: {'; '.join(remedies)}."
 
 
 def count_oom_kills() -> int:

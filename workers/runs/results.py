@@ -122,6 +122,12 @@ def read_error(run_dir: Path) -> TunesmithError | None:
     return ReportedError(error.code, message, error.hint, error.details)
 
 
+def recomputes_all(run_dir: Path) -> bool:
+    """Return whether the program reported that it recomputes the activations of every layer."""
+    report = _read_json(run_dir / files.RECOMPUTATION)
+    return report is not None and report.get("every_n_layers") == 1
+
+
 def name_adapter_base(folder: Path, origin: str) -> None:
     """Write the base's location into an adapter's config: the program has only its folder on this host."""
     content = files.read_json(folder / ADAPTER_CONFIG)

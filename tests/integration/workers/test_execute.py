@@ -541,7 +541,7 @@ def test_the_cause_among_the_errors_of_ranks_decides_what_becomes_of_the_run(
     run_id = submit(program)
     with transaction() as session:
         run = session.get_one(Run, run_id)
-        run.config = run.config | {"devices": 2, "micro_batch_size": 8}
+        run.config = run.config | {"devices": 2, "micro_batch_size": 8, "activation_checkpointing": True}
     assert execute_next(worker)
     run = row(run_id)
     assert (run.status, run.config["micro_batch_size"]) == (status, micro_batch_size)

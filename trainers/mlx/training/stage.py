@@ -140,7 +140,7 @@ def uses_compilation() -> bool:
 
 def recomputes_activations(config: ValidatedTrainingConfig, longest_tokens: int) -> bool:
     """Return whether activations are recomputed: as configured, or where memory requires it."""
-    if config.activation_checkpointing is not None:
+    if config.activation_checkpointing != "auto":
         return config.activation_checkpointing
     return needs_checkpointing(config, local_host(config), longest_tokens)
 
@@ -153,6 +153,7 @@ def _train(
         mx.disable_compile()
     maybe_set_recommended_wired_limit()
     recomputes = recomputes_activations(config, int(rows.lengths.max()))
+    files.write_json(recorder.run_dir / files.RECOMPUTATION, {"every_n_layers": 1 if recomputes else None})
     warmup = count_warmup_steps(config, steps)
     peak, schedule = config.learning_rate, LearningRateSchedule(config.schedule)
     assert peak is not None

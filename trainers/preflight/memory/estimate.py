@@ -146,7 +146,7 @@ def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySetti
     parallelism = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism
     return MemorySettings(
         micro_batch_size=config.micro_batch_size,
-        checkpointing=bool(config.activation_checkpointing),
+        checkpointing=config.activation_checkpointing is True,
         quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None,
         parallelism=parallelism if config.devices > 1 else Parallelism.auto,
         devices=config.devices,

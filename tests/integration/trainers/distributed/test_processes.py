@@ -130,11 +130,19 @@ def needs_deepspeed(parallelism: str) -> None:
         pytest.importorskip("deepspeed")
 
 
-@pytest.mark.parametrize(("failure", "code"), [("memory", "out_of_memory"), ("killed", "rank_lost")])
+@pytest.mark.parametrize(
+    ("failure", "rank", "code"),
+    [
+        pytest.param("memory", 0, "out_of_memory", marks=pytest.mark.slow),
+        ("memory", 1, "out_of_memory"),
+        ("killed", 1, "rank_lost"),
+    ],
+)
 def test_the_error_of_a_rank_is_the_run_s_error_and_the_other_rank_ends(
-    stage: dict[str, Any], failure: str, code: str, tmp_path: Path
+    stage: dict[str, Any], failure: str, rank: int, code: str, tmp_path: Path
 ) -> None:
-    process = start(stage | {"devices": 2}, tmp_path, "failing", FAILURE=failure)
+    variables = {"FAILURE": failure, "FAILING_RANK": str(rank)}
+    process = start(stage | {"devices": 2}, tmp_path, "failing", **variables)
     out, _ = process.communicate(timeout=280)
     error = files.read_error(tmp_path)
     assert error is not None and error["code"] == code, out
