@@ -5,6 +5,7 @@ from typing import TypeVar
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import Dropout
 from transformers import PreTrainedModel, Trainer
 from transformers.pytorch_utils import Conv1D
 
@@ -115,7 +116,17 @@ class CastsOutsideAutocast:
 
 
 def skip_casts_under_autocast(model: torch.nn.Module) -> None:
-    """Let PEFT cast the inputs of adapters only outside autocast, as in generation."""
+    """Let PEFT cast the inputs of adapters only outside autocast, as in generation.
+
+    Adapters with dropout keep the casts, since dropout in bf16 draws other masks, and so do those with DoRA,
+    whose norms would be computed in bf16.
+    """
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
+        dropouts = getattr(module, "lora_dropout", {}).values()
+        is_plain = not any(isinstance(part, Dropout) for part in dropouts)
+        if (
+            isinstance(module, BaseTunerLayer)
+            and is_plain
+            and not any(getattr(module, "use_dora", {}).values())
+        ):
             module.cast_input_dtype_enabled = CastsOutsideAutocast()
