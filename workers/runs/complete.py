@@ -78,8 +78,8 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
         except HubPushFailed as error:
             return end_attempt(attempt, error)
         return _succeed(attempt, launch, result)
-    error = _find_error(attempt, launch, exit_status)
-    return end_attempt(attempt, error, recomputes_all=results.recomputes_all(launch.run_dir))
+    failure = _find_error(attempt, launch, exit_status)
+    return end_attempt(attempt, failure, recomputes_all=results.recomputes_all(launch.run_dir))
 
 
 def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> TunesmithError | None:

@@ -21,7 +21,7 @@ assert stage, "a fixture of the tests below"
 def test_each_step_of_the_recovery_keeps_the_losses(stage: dict[str, Any], rank: str, tmp_path: Path) -> None:
     config = parse_stage(stage | {"devices": 2, "tuning": {"dropout": 0.1}}).model_dump(mode="json")
     run(config, tmp_path / "whole")
-    codes = []
+    codes: list[str] = []
     for _ in range(2):
         folder = tmp_path / str(len(codes))
         start(config, folder, "failing", FAILURE="memory", FAILING_RANK=rank).communicate(timeout=280)
