@@ -9,7 +9,7 @@ from app.artifacts import service, staging
 from app.artifacts.keys import MAX_KEY_LENGTH
 from app.artifacts.schemas import ArtifactView, FileCreate, FolderCreate, Sha256, SizeBytes, UploadProgress
 from app.downloads.response import download_response, download_responses
-from app.http.auth import require_worker
+from app.http.auth import CallerDependency, require_worker
 from app.http.edges.query import check_query
 from app.settings import get_settings
 
@@ -55,6 +55,7 @@ def get_artifact_upload(sha256: ContentHash) -> UploadProgress:
 )
 async def append_artifact_upload(
     request: Request,
+    caller: CallerDependency,
     sha256: ContentHash,
     offset_bytes: Annotated[
         int, Query(ge=0, le=2**53, description="Bytes before these, which must be all that have arrived.")
@@ -65,7 +66,9 @@ async def append_artifact_upload(
 
     Nothing can read the file until it is published. What arrived before a connection broke is kept for a day.
     """
-    return await staging.append(get_settings(), sha256, offset_bytes, size_bytes, request.stream())
+    return await staging.append(
+        get_settings(), caller.key_id, sha256, offset_bytes, size_bytes, request.stream()
+    )
 
 
 @router.post("/files", status_code=201)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from app.artifacts.quota import VERIFIED_SUFFIX, check_quota, mark_owner
 from app.artifacts.schemas import UploadProgress
 from app.http.errors import Conflict, PayloadTooLarge, ServiceUnavailable, UnprocessableContent, field_error
 from app.http.unavailable import StorageFull
@@ -31,9 +32,6 @@ FOLDER = "uploads"
 MAX_CHUNK_BYTES = 32 << 20
 # An upload that received nothing for this long no longer counts as one in progress.
 ACTIVE_SECONDS = 600.0
-# What the rest of the service needs on the disk.
-RESERVED_BYTES = 1 << 30
-VERIFIED_SUFFIX = ".verified" + PARTIAL_SUFFIX
 
 
 class UploadOffsetDiffers(Conflict):
@@ -75,9 +73,14 @@ def get_progress(settings: Settings, sha256: str) -> UploadProgress:
 
 
 async def append(
-    settings: Settings, sha256: str, offset_bytes: int, size_bytes: int, chunks: AsyncIterator[bytes]
+    settings: Settings,
+    key_id: str,
+    sha256: str,
+    offset_bytes: int,
+    size_bytes: int,
+    chunks: AsyncIterator[bytes],
 ) -> UploadProgress:
-    """Add bytes to an upload, and verify it when the last one has arrived.
+    """Add bytes that a key sends to an upload, and verify it when the last one has arrived.
 
     Bytes that arrive before the client disconnects are kept.
 
@@ -86,6 +89,7 @@ async def append(
         UploadBusy: Another request adds bytes.
         PayloadTooLarge: The file or the body is larger than allowed.
         UploadHashDiffers: The content has another hash; it is discarded.
+        UploadQuotaReached: The key has as much unpublished as it may.
         TooManyArtifactUploads, StorageFull: There is no room for another upload.
     """
     check_size(settings, size_bytes)
@@ -93,7 +97,7 @@ async def append(
     if await run_in_threadpool(verified.is_file):
         await run_in_threadpool(os.utime, verified)
         return get_progress(settings, sha256)
-    with await run_in_threadpool(_open_locked, settings, partial, size_bytes) as file:
+    with await run_in_threadpool(_open_locked, settings, key_id, sha256, size_bytes) as file:
         received = os.fstat(file.fileno()).st_size
         if received != offset_bytes:
             raise UploadOffsetDiffers(
@@ -151,15 +155,19 @@ def _paths(settings: Settings, sha256: str) -> tuple[Path, Path]:
     return folder / f"{sha256}{PARTIAL_SUFFIX}", folder / f"{sha256}{VERIFIED_SUFFIX}"
 
 
-def _open_locked(settings: Settings, partial: Path, size_bytes: int) -> BinaryIO:
+def _open_locked(settings: Settings, key_id: str, sha256: str, size_bytes: int) -> BinaryIO:
     """Open the file of an upload for appending; one request at a time has it, over all processes."""
+    partial, _ = _paths(settings, sha256)
     partial.parent.mkdir(parents=True, exist_ok=True)
     # A later request may announce another size than the first, and other uploads fill the disk as well.
     found = _stat(partial)
-    _check_disk(settings, size_bytes - (found.st_size if found else 0))
+    missing_bytes = size_bytes - (found.st_size if found else 0)
+    _check_disk(settings, missing_bytes)
+    check_quota(settings, partial.parent, key_id, missing_bytes)
     if found is None:
         _check_number(settings)
     file = partial.open("ab")
+    mark_owner(settings, key_id, sha256)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It was completed or removed between the two calls.
@@ -182,10 +190,12 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _check_disk(settings: Settings, missing_bytes: int) -> None:
-    if shutil.disk_usage(staging_folder(settings)).free < missing_bytes + RESERVED_BYTES:
+    if shutil.disk_usage(staging_folder(settings)).free < missing_bytes + settings.reserved_disk_bytes:
         raise StorageFull(
-            f"The disk of the artifact store has no room for {missing_bytes} more bytes.",
-            hint="Free space on it: GET /api/v1/storage shows what uses it.",
+            f"The disk of the artifact store has no room for {missing_bytes} more bytes: "
+            f"{settings.reserved_disk_bytes} must stay free.",
+            hint="Free space on it: GET /api/v1/storage shows what uses it. TUNESMITH_RESERVED_DISK_BYTES "
+            "sets what stays free.",
         )
 
 

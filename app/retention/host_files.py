@@ -108,6 +108,7 @@ def _find_engine_folders(engines: Path) -> Iterator[HostFile]:
 def _find_partial_files(data_dir: Path) -> Iterator[HostFile]:
     """Yield uploads and copies that a killed process did not complete."""
     partial = [*_list(data_dir / "uploads")]
+    partial += [marker for owner in _list(data_dir / "upload-owners") for marker in _list(owner)]
     partial += [path for path in _list(data_dir / "cache") if path.name.endswith(PARTIAL_SUFFIX)]
     for path in partial:
         if _age(path) > PARTIAL_GRACE_SECONDS:

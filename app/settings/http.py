@@ -59,6 +59,16 @@ class HttpSettings(BaseSettings):
     max_artifact_uploads: int = Field(
         64, ge=1, description="Maximum number of files that workers send through the API at once."
     )
+    max_staged_bytes_per_key: int = Field(
+        500 * 2**30,
+        gt=0,
+        description="Maximum size of the files that hosts with one API key have sent and not published yet.",
+    )
+    reserved_disk_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="Space that files of workers leave free on the disk of the artifact store.",
+    )
     max_joined_hosts: int = Field(
         64,
         ge=0,

@@ -216,6 +216,10 @@ class ErrorCode(StrEnum):
     upload_hash_differs = "upload_hash_differs", "The bytes of an artifact that arrived have another hash."
     upload_missing = "upload_missing", "A file of the artifact has not arrived, so it is not published."
     too_many_uploads = "too_many_uploads", "As many uploads of artifacts are in progress as allowed."
+    upload_quota_reached = (
+        "upload_quota_reached",
+        "The API key has sent as much that is not published as it may.",
+    )
     upload_not_found = "upload_not_found", "There is no upload with this id."
     upload_not_pending = "upload_not_pending", "The upload was completed or cancelled, or has expired."
     eval_not_found = "eval_not_found", "There is no eval, run of it or output item with this id."

@@ -101,10 +101,12 @@ def test_the_rendered_rows_of_a_deleted_dataset_go_when_no_run_uses_them(
 def test_uploads_and_copies_that_were_not_completed_are_removed_after_a_day(settings: Settings) -> None:
     write(settings.data_dir / "uploads" / "upload-1" / "rows.jsonl")
     write(settings.data_dir / "uploads" / "upload-2" / "rows.jsonl", age_seconds=60)
+    write(settings.data_dir / "upload-owners" / "key_a" / "abc.part")
     write(settings.data_dir / "cache" / "abc.0123.part")
     collect_host_files(settings)
     left = [*(settings.data_dir / "uploads").iterdir(), *(settings.data_dir / "cache").iterdir()]
     assert [path.name for path in left] == ["upload-2"]
+    assert list((settings.data_dir / "upload-owners").rglob("*.part")) == []
 
 
 def test_the_view_of_a_model_goes_with_the_model(settings: Settings) -> None:

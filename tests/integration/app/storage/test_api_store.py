@@ -6,6 +6,7 @@ counts requests.
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -14,14 +15,15 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
-from app.artifacts import staging
+from app.artifacts import quota, staging
 from app.keys import service
 from app.keys.schemas import KeyCreate
+from app.retention import garbage
 from app.settings import Settings
 from app.storage.api_store import client as api_client
 from app.storage.api_store.client import ArtifactsApi, parse_api_url
 from app.storage.api_store.store import ApiArtifactStore
-from app.storage.api_store.upload import CHUNK_BYTES
+from app.storage.api_store.upload import CHUNK_BYTES, send_file
 from app.storage.database import transaction
 from app.storage.inventory import list_artifacts
 from app.storage.manifest import ArtifactCorrupt
@@ -146,7 +148,7 @@ def test_what_arrived_before_a_disconnection_is_kept(settings: Settings) -> None
         raise ClientDisconnect
 
     sha256 = hashlib.sha256(b"half and half").hexdigest()
-    progress = asyncio.run(staging.append(settings, sha256, 0, 13, disconnect()))
+    progress = asyncio.run(staging.append(settings, "key_a", sha256, 0, 13, disconnect()))
     assert (progress.received_bytes, progress.is_complete) == (4, False)
 
 
@@ -249,9 +251,9 @@ def test_a_wrong_key_and_a_wrong_scope_name_the_setting(
 
 
 def test_a_full_disk_of_the_control_plane_is_the_error_of_a_full_disk(
-    store: ApiArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: ApiArtifactStore, folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "RESERVED_BYTES", 2**62)
+    monkeypatch.setattr(settings, "reserved_disk_bytes", 2**62)
     with pytest.raises(OSError, match="disk of the control plane's artifact store is full") as raised:
         store.publish_folder(folder, "models/m")
     assert raised.value.errno == 28
@@ -270,6 +272,49 @@ def test_the_bounds_of_the_settings_hold(
     (folder / f"{'0' * 64}.part").write_bytes(b"another worker's")
     with pytest.raises(StoreUnreachable, match="uploads are in progress"):
         store.publish_file(large_file, "datasets/d")
+
+
+def test_one_key_sends_a_bounded_size_that_it_does_not_publish(
+    store: ApiArtifactStore,
+    make_store: Callable[[str], ApiArtifactStore],
+    settings: Settings,
+    folder: Path,
+    large_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quota, "MEASURE_SECONDS", 0)
+    size_bytes = large_file.stat().st_size
+    monkeypatch.setattr(settings, "max_staged_bytes_per_key", size_bytes + 100)
+    send_file(store._api, large_file)
+    other = folder / "other"
+    other.write_bytes(b"x" * 101)
+    with pytest.raises(StoreUnreachable, match=f"has sent {size_bytes} bytes that are not published"):
+        store.publish_file(other, "datasets/other")
+    # Another key is not affected, and what is published no longer counts.
+    with transaction() as session:
+        _, key = service.create_key(session, KeyCreate(name="other host", scopes=[Scope.worker]))
+    make_store(key).publish_file(other, "datasets/other")
+    store.publish_file(large_file, "datasets/large")
+    send_file(store._api, other)
+    monkeypatch.setattr(quota, "MAX_STAGED_FILES", 1)
+    with pytest.raises(StoreUnreachable, match="1 files that this API key has sent are not published"):
+        store.publish_file(folder / "config.json", "datasets/config")
+
+
+def test_an_unfinished_upload_is_collected(
+    store: ApiArtifactStore, settings: Settings, large_file: Path
+) -> None:
+    sha256 = sha256_of(large_file)
+    store._api.request(
+        "PATCH", f"/uploads/{sha256}", params={"offset_bytes": 0, "size_bytes": 10**6}, content=b"half"
+    )
+    found = list_artifacts(get_store())
+    assert [one.key for one in found] == [f"uploads/{sha256}.part"]
+    now = time.time()
+    assert [reason for _, reason in garbage.classify(found, 3600, lambda: now)] == [None]
+    old = [one for one, reason in garbage.classify(found, 3600, lambda: now + 3601) if reason is not None]
+    assert len(list(garbage.delete_garbage(get_store(), old, 3600, lambda: None, lambda: now + 3601))) == 1
+    assert list_artifacts(get_store()) == [] and list(staged_files(settings)) == []
 
 
 def test_an_artifact_is_deleted_unless_a_row_names_it(
