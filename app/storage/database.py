@@ -52,8 +52,8 @@ POSTGRESQL_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
     # A process that is suspended in a transaction must not keep its rows locked for the process that
-    # takes over.
-    "options": "-c idle_in_transaction_session_timeout=15s",
+    # takes over, and nobody waits for a lock that another one keeps for longer: the request gets 503.
+    "options": "-c idle_in_transaction_session_timeout=15s -c lock_timeout=20s",
 }
 
 

@@ -43,14 +43,14 @@ def migrate_database(engine: Engine, revision: str | None = None) -> None:
 
 def upgrade_database(engine: Engine, revision: str = "head") -> None:
     """Run the missing migrations; processes that start together take turns."""
-    with _migration_lock(engine), engine.connect() as connection:
+    with _migration_lock(engine), _connect(engine) as connection:
         command.upgrade(alembic_config(connection), revision)
         connection.commit()
 
 
 def downgrade_database(engine: Engine, revision: str) -> None:
     """Undo the migrations after a revision."""
-    with _migration_lock(engine), engine.connect() as connection:
+    with _migration_lock(engine), _connect(engine) as connection:
         command.downgrade(alembic_config(connection), revision)
         connection.commit()
 
@@ -77,6 +77,15 @@ def alembic_config(connection: Connection) -> Config:
 
 
 @contextmanager
+def _connect(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection whose migrations wait for others' locks as long as it takes."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
+        yield connection
+
+
+@contextmanager
 def _migration_lock(engine: Engine) -> Iterator[None]:
     if engine.dialect.name == "sqlite":
         with (get_settings().data_dir / "migrate.lock").open("w") as lock:
@@ -85,6 +94,7 @@ def _migration_lock(engine: Engine) -> Iterator[None]:
         return
     # Not in a transaction: the server would end it for being idle while the migrations run.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": POSTGRESQL_LOCK_ID})
         try:
             yield
@@ -93,3 +103,4 @@ def _migration_lock(engine: Engine) -> Iterator[None]:
             connection.invalidate()
             raise
         connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": POSTGRESQL_LOCK_ID})
+        connection.execute(text("RESET lock_timeout"))

@@ -18,6 +18,12 @@ ROLE_PREFIX = "tunesmith_worker_"
 # The pool of a worker, the connection of its check of the schema, the same of its successor, and a reserve.
 MAX_CONNECTIONS = 2 * (POOL_SIZE + 1) + 2
 ALEMBIC_TABLE = "alembic_version"
+# Bounds of a session that sets no others, such as one that a person opens with a host's password.
+SESSION_TIMEOUTS = {
+    "lock_timeout": "20s",
+    "idle_in_transaction_session_timeout": "15s",
+    "statement_timeout": "120s",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +46,8 @@ def create_role(connection: Connection, role: str, password: str) -> None:
     # A new role is neither a superuser nor may it create anything; only a superuser may state that again.
     verb, limit = "ALTER" if exists else "CREATE", f"CONNECTION LIMIT {MAX_CONNECTIONS}"
     _execute(connection, f"{verb} ROLE {_quote(role)} LOGIN {limit} PASSWORD '{verifier}'")
+    for setting, timeout in SESSION_TIMEOUTS.items():
+        _execute(connection, f"ALTER ROLE {_quote(role)} SET {setting} = '{timeout}'")
     grant_tables(connection, role)
 
 
@@ -108,7 +116,11 @@ def end_role(connection: Connection, role: str) -> None:
 def _list_grants(role: str) -> Iterator[str]:
     whole = [table for table in (*WRITTEN, *READ) if table not in HIDDEN_COLUMNS]
     yield f"GRANT SELECT ON {_join(whole)} TO {role}"
-    yield f"GRANT INSERT, UPDATE ON {_join(WRITTEN)} TO {role}"
+    yield f"GRANT INSERT ON {_join(WRITTEN)} TO {role}"
+    for table in WRITTEN:
+        # On the columns: LOCK TABLE, which would stop all others, needs the right on the table.
+        updated = _join(column.name for column in SQLModel.metadata.tables[table].columns)
+        yield f"GRANT UPDATE ({updated}) ON {_quote(table)} TO {role}"
     yield f"GRANT DELETE ON {_join(DELETED_FROM)} TO {role}"
     for table, hidden in HIDDEN_COLUMNS.items():
         columns = [column.name for column in SQLModel.metadata.tables[table].columns]

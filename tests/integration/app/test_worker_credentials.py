@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import pytest
 from kombu import Connection
 from redis import Redis
@@ -26,11 +27,18 @@ from app.keys.service import revoke_key
 from app.retention.records import delete_records
 from app.scheduling.startup import SettingUnusable, prepare_control_plane, prepare_worker
 from app.settings import Settings, get_settings
-from app.storage.database import create_database_engine, database_now, read_session, transaction
+from app.storage.database import (
+    DATABASE_UNAVAILABLE,
+    create_database_engine,
+    database_now,
+    get_engine,
+    read_session,
+    transaction,
+)
 from app.storage.migrate import list_revisions
 from app.tables import ApiKey, StorageState, WorkerCredential
 from app.worker_credentials.reconciler import reconcile, restore_users
-from app.worker_credentials.rights.postgresql_role import explain_connections
+from app.worker_credentials.rights.postgresql_role import SESSION_TIMEOUTS, explain_connections
 from app.worker_credentials.rights.redis_user import RedisBlocked
 from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
 from tests import services
@@ -135,11 +143,41 @@ class TestJoinedHost:
             "SELECT sha256 FROM api_key", "SELECT * FROM api_key", "UPDATE api_key SET revoked_at = now()",
             "SELECT encrypted_secret FROM webhook", "SELECT * FROM worker_credential", "DELETE FROM run",
             "SELECT * FROM stored_response", "INSERT INTO api_key (id) VALUES ('x')",
+            "LOCK TABLE run", "LOCK TABLE event IN SHARE MODE", "LOCK TABLE api_key IN ROW SHARE MODE",
+            "SELECT * FROM storage_state FOR UPDATE", "TRUNCATE event",
             "CREATE TABLE t (i int)", "CREATE ROLE other", "DROP TABLE run", "COPY run TO '/tmp/x'",
         ]  # fmt: skip
         assert [statement for statement in allowed if not is_allowed(engine, statement)] == []
         assert [statement for statement in refused if is_allowed(engine, statement)] == []
         engine.dispose()
+
+    def test_a_lock_that_it_keeps_ends_with_its_credentials_and_delays_others_for_seconds_until_then(
+        self, client: TestClient, join_key: dict[str, Any], postgres: str
+    ) -> None:
+        joined = join(client, join_key).json()
+        engine, own = create_database_engine(joined["database_url"]), get_engine()
+        with engine.connect() as host, own.connect() as connection:
+            # A session may set other timeouts than those of its role, and take any advisory lock.
+            host.execute(text("SET idle_in_transaction_session_timeout = 0; SELECT pg_advisory_lock(7)"))
+            host.execute(text("SELECT id FROM run FOR UPDATE"))
+            connection.execute(text("SET lock_timeout = '200ms'"))
+            with pytest.raises(DATABASE_UNAVAILABLE, match="lock timeout"):
+                connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+            connection.rollback()
+            assert connection.scalar(text("SHOW lock_timeout")) == "20s"
+            client.delete(f"/api/v1/worker-credentials/{joined['id']}").raise_for_status()
+            connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+            with pytest.raises(DBAPIError):
+                host.scalar(text("SELECT 1"))
+        engine.dispose()
+
+    def test_sessions_with_its_password_have_timeouts(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        joined = join(client, join_key).json()
+        with psycopg.connect(joined["database_url"]) as session:
+            values = [session.execute(f"SHOW {name}").fetchone() for name in SESSION_TIMEOUTS]
+        assert values == [("20s",), ("15s",), ("2min",)]
 
     def test_its_redis_user_sends_and_receives_notifications_and_nothing_else(
         self, client: TestClient, join_key: dict[str, Any], broker: services.RedisServer
