@@ -17,6 +17,7 @@ from trainers.configs.training import PreflightMode
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ProgramError
 from trainers.runtime.launch_command import build_command
+from trainers.training.peak_memory import GPU_BYTES, RESIDENT_BYTES, read_peak_resident
 
 FOLDER = "probe"
 WARM_UP_STEPS = 2
@@ -38,7 +39,7 @@ def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any] | N
     folder.mkdir()
     steps = config.probe_steps + WARM_UP_STEPS
     total = _plan_steps(config, folder)
-    peak = _train_steps(config, folder, steps)
+    measure, peak = _train_steps(config, folder, steps)
     metrics = [line for line in files.read_lines(folder / files.EVENTS) if line["type"] == "metrics"]
     seconds = _median_step_seconds(metrics)
     tokens = float(metrics[-1]["values"].get("tokens") or 0)
@@ -53,6 +54,7 @@ def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any] | N
         "estimated_seconds": round(hours * SECONDS_PER_HOUR, 1),
         "cost": None if config.price_per_hour is None else round(hours * config.price_per_hour, 4),
         "peak_bytes": peak,
+        "peak_measure": measure,
         "estimated_bytes": estimated,
         "estimate_error": round(estimated / peak - 1, 3) if peak and estimated else None,
     }
@@ -73,8 +75,11 @@ def _plan_steps(config: PreflightConfig, folder: Path) -> int:
     return int(json.loads(done.stdout.splitlines()[-1])["steps"])
 
 
-def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | None:
-    """Train and return the peak memory in bytes: of the GPU if the result has it, else of the processes."""
+def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> tuple[str, int | None]:
+    """Train and return the peak memory of the rank that held most, and the name of what it measures.
+
+    A program that does not report it itself, such as one of MLX, is measured from outside.
+    """
     own = type(config.target).model_fields
     path = _write_config(
         config,
@@ -97,8 +102,9 @@ def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | Non
     _require_success(child.returncode, (folder / files.LOG).read_text())
     result = files.read_result(folder)
     assert result is not None
-    on_gpu = result["metrics"].get("peak_gpu_bytes")
-    return int(on_gpu) if on_gpu else sum(peaks.values()) or None
+    reported = ((name, result["metrics"].get(name)) for name in (GPU_BYTES, RESIDENT_BYTES))
+    measured = next(((name, int(peak)) for name, peak in reported if peak), None)
+    return measured or (RESIDENT_BYTES, sum(peaks.values()) or None)
 
 
 def _peak_bytes_by_process(pid: int) -> dict[int, int]:
@@ -108,17 +114,8 @@ def _peak_bytes_by_process(pid: int) -> dict[int, int]:
     except psutil.NoSuchProcess:
         ranks = []
     return {
-        found: peak for found in [pid, *(rank.pid for rank in ranks)] if (peak := _peak_process_bytes(found))
+        found: peak for found in [pid, *(rank.pid for rank in ranks)] if (peak := read_peak_resident(found))
     }
-
-
-def _peak_process_bytes(pid: int) -> int:
-    """Return the peak resident memory of a process, or 0 where the system does not report it."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _require_success(status: int, log: str) -> None:

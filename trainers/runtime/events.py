@@ -53,8 +53,8 @@ class MetricsEvent(_Event):
     values: Annotated[dict[Name, FiniteFloat | None], Field(max_length=MAX_METRICS)] = Field(
         description=(
             "Values by name; null if not finite, because JSON has no NaN. Training stages write `loss`, "
-            "`grad_norm`, `learning_rate`, `epoch`, `tokens` (in total), `validation_loss`, `rewards/…`, and "
-            "whatever else TRL logs."
+            "`grad_norm`, `learning_rate`, `epoch`, `tokens` (in total), `validation_loss`, `rewards/…`, "
+            "on a GPU `peak_gpu_bytes` (of the rank that held most), and whatever else TRL logs."
         )
     )
 

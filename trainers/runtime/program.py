@@ -131,7 +131,8 @@ def _print_plan(kind: type[C], config_path: Path, plan: PlanFunction[C]) -> None
         config, mixture = _mix_datasets(config, lambda: cache)
         with _name_origins(config):
             planned = plan(config) | mixture
-    sys.stdout.write(json.dumps(planned, ensure_ascii=False) + "\n")
+    if is_main_process():
+        sys.stdout.write(json.dumps(planned, ensure_ascii=False) + "\n")
 
 
 def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]) -> None:

@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
-
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.training import Precision, TrainingConfig
@@ -16,13 +14,12 @@ from trainers.preflight.memory.estimate import estimate_memory, local_host, need
 from trainers.runtime import run_dir as files
 from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid
-from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
 from trainers.training.checkpoints.interval import steps_between_checkpoints, steps_between_validations
 from trainers.training.model_proof import prove_model
-from trainers.training.policy import load_policy, new_adapter_config
+from trainers.training.policy import build_empty_policy
 from trainers.training.schedule import check_learning_rates, count_warmup_steps
 
 # A rank that has died is noticed at once (`trainers.runtime.ranks`); this bounds the wait for one that is
@@ -93,9 +90,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
     device = pick_device(config.queue)
     prove_model(config)
     precision = pick_precision(config.precision, device)
-    model = load_policy(config, precision, EventWriter(None))
-    adapter = new_adapter_config(config, model)
-    trainable, total = count_parameters(model if adapter is None else get_peft_model(model, adapter))
+    trainable, total = count_parameters(build_empty_policy(config))
     return {
         "steps": steps,
         "batch_size": config.batch_size,

@@ -21,6 +21,7 @@ from trainers.training.checkpoints.interval import CheckpointTimer
 from trainers.training.diagnosis.loss_trend import LossTrend, describe_trend, find_loss_problem, is_due
 from trainers.training.diagnosis.non_finite import diagnose_non_finite, find_damaged_weight
 from trainers.training.diagnosis.weight_changes import WeightChangeDetector, describe_no_change
+from trainers.training.peak_memory import measure_peak
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
 TConfig = TypeVar("TConfig", bound=TrainingConfig)
@@ -103,6 +104,9 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         if "loss" not in values:
             return
         values["tokens"] = float(state.num_input_tokens_seen)
+        # On a CPU the libraries are most of it, and only the result has it.
+        if args.device.type == "cuda":
+            values |= measure_peak(args.device)
         self._events.write_metrics(state.global_step, state.max_steps, values)
         if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])

@@ -1,9 +1,11 @@
 """The model to train, and its new adapter."""
 
+import warnings
+from pathlib import Path
 from typing import TypeVar
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import Dropout
 from transformers import PreTrainedModel, Trainer
@@ -12,9 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
-from trainers.modeling.architecture import MAMBA_KERNEL_LAYERS, MAMBA_TYPES, name_experts
+from trainers.modeling.architecture import (
+    MAMBA_KERNEL_LAYERS,
+    MAMBA_TYPES,
+    build_empty_model,
+    name_experts,
+)
 from trainers.modeling.attention.choice import describe_package, pick_attention
-from trainers.modeling.load import forward_dtype, load_config, load_model, pick_device
+from trainers.modeling.load import check_adapter_folder, forward_dtype, load_config, load_model, pick_device
 from trainers.modeling.quantization import quantization_config
 from trainers.runtime.events import EventWriter
 
@@ -50,6 +57,21 @@ def load_policy(
         return model.merge_and_unload().requires_grad_(True)
     warn_of_kept_settings(config.tuning, model.peft_config["default"], events)
     return model
+
+
+def build_empty_policy(config: TrainingConfig) -> PreTrainedModel | PeftModel:
+    """Return the model to train without reading or allocating its weights, to count its parameters."""
+    model = build_empty_model(get_base_model(config.base))
+    if isinstance(config.tuning, FullTuning):
+        return model
+    if isinstance(config.base, AdaptedModel):
+        adapter = PeftConfig.from_pretrained(check_adapter_folder(Path(config.base.adapter)))
+        adapter.inference_mode = False
+    else:
+        adapter = new_adapter_config(config, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, adapter)
 
 
 def warn_of_kept_settings(tuning: LoraTuning, adapter: LoraConfig, events: EventWriter) -> None:

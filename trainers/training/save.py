@@ -13,11 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.modeling.load import template_sha256
+from trainers.modeling.load import pick_device, template_sha256
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
 from trainers.training.callback import wait_for_all
+from trainers.training.peak_memory import measure_peak
 from trainers.training.validation import (
     BEST_MODEL,
     BestModelCallback,
@@ -68,7 +69,10 @@ def publish_best(state: TrainerState, run_dir: Path) -> None:
 def training_result(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, state: TrainerState, **metrics: float | None
 ) -> dict[str, Any]:
-    """Return the content of `result.json`; `metrics` are added to those of all training stages."""
+    """Return the content of `result.json`; `metrics` are added to those of all training stages.
+
+    Every process must call this.
+    """
     losses = validation_losses(state)
     best = best_step(losses)
     # The loss of reinforcement learning, which validates as well, does not compare models.
@@ -87,6 +91,7 @@ def training_result(
             "steps": state.global_step,
             "tokens": state.num_input_tokens_seen,
             "devices": world_size(),
+            **measure_peak(pick_device(config.queue)),
             **validation,
             **metrics,
         },
