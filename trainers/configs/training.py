@@ -26,6 +26,12 @@ class Precision(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"  # For GPUs before Ampere, which only emulate bf16; the loss is scaled to keep gradients.
+
+    @property
+    def has_16_bits(self) -> bool:
+        """Whether the passes are in 16 bits."""
+        return self in (Precision.bf16, Precision.fp16)
 
 
 class LearningRateSchedule(StrEnum):
@@ -203,7 +209,8 @@ class TrainingConfig(StageConfig):
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
     precision: Precision = Field(
         Precision.auto,
-        description="Number format of the passes; `auto` is bf16 if the device supports it, else fp32.",
+        description="Number format of the passes; `auto` is bf16 if the GPU computes it, fp16 on an older "
+        "GPU that would emulate it, and fp32 on a CPU.",
     )
     attention: Attention = Field(
         Attention.auto,

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trainers.configs.base import AdaptedModel, ModelRef
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
+from trainers.modeling.generation import inference_dtype
 from trainers.modeling.load import load_config, load_model, load_tokenizer, pick_device, template_sha256
 from trainers.modeling.model_source import open_adapter, open_base
 from trainers.runtime.errors import ConfigInvalid
@@ -174,7 +175,7 @@ def _pick_dtype(config: LmEvalConfig, device: torch.device) -> torch.dtype:
     if config.options.dtype != "auto":
         dtype: torch.dtype = getattr(torch, config.options.dtype)
         return dtype
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return inference_dtype(device)
 
 
 def _identify(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase | None, dtype: str) -> ModelIdentity:

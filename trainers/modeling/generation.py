@@ -3,7 +3,14 @@
 import torch
 from transformers import GenerationConfig
 
-from trainers.modeling.load import ModelReference, load_model, load_tokenizer
+from trainers.configs.training import Precision
+from trainers.modeling.load import (
+    ModelReference,
+    forward_dtype,
+    load_model,
+    load_tokenizer,
+    pick_precision,
+)
 from trainers.rendering.render import PromptCompletion, tokenize_prompt
 
 
@@ -20,10 +27,9 @@ class TextGenerator:
         completions_per_prompt: int = 1,
     ) -> None:
         """Load the model; decoding is greedy unless a temperature is given."""
-        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
         self._device = device
         self._tokenizer = load_tokenizer(reference)
-        self._model = load_model(reference, dtype).to(device).eval()
+        self._model = load_model(reference, inference_dtype(device)).to(device).eval()
         self._config = self._replace_generation_config(max_new_tokens, temperature, completions_per_prompt)
 
     def split_into_batches(self, pairs: list[PromptCompletion], size: int) -> list[list[PromptCompletion]]:
@@ -68,3 +74,8 @@ class TextGenerator:
         # transformers fills what a call's config leaves open from the model's config, so replace that too.
         self._model.generation_config = GenerationConfig.from_dict(config.to_dict())
         return config
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of generation, which is what the precision `auto` is in training."""
+    return forward_dtype(pick_precision(Precision.auto, device))

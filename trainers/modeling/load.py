@@ -84,16 +84,25 @@ def pick_device(queue: Queue | None) -> torch.device:
 
 
 def pick_precision(precision: Precision, device: torch.device) -> Precision:
-    """Resolve `auto`; raises DeviceUnavailable if the device does not support bf16."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision is Precision.bf16 and not has_bf16:
-        raise DeviceUnavailable(
-            f"precision is bf16, which the device {device.type} of this host does not support.",
-            "Set precision to auto or fp32, or run the stage on a GPU that supports bf16.",
-        )
+    """Resolve `auto`; raises DeviceUnavailable if the device does not compute in the named precision.
+
+    A GPU before Ampere, such as a T4 or a V100, emulates bf16 at a fraction of its speed.
+    """
+    has_bf16, is_cuda = computes_bf16(device), device.type == "cuda"
     if precision is Precision.auto:
-        return Precision.bf16 if has_bf16 else Precision.fp32
+        return Precision.bf16 if has_bf16 else Precision.fp16 if is_cuda else Precision.fp32
+    if precision is not Precision.fp32 and not (has_bf16 or (is_cuda and precision is Precision.fp16)):
+        name = torch.cuda.get_device_name(device) if is_cuda else device.type
+        raise DeviceUnavailable(
+            f"precision is {precision}, which the device {name} of this host does not compute.",
+            f"Set precision to auto, which is {'fp16' if is_cuda else 'fp32'} here, or use another GPU.",
+        )
     return precision
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether the device computes in bf16 itself; torch counts emulation as support by default."""
+    return bool(device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def load_tokenizer(
@@ -217,7 +226,8 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def forward_dtype(precision: Precision) -> torch.dtype:
     """Return the dtype of the weights that are not trained."""
-    return torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    dtypes = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+    return dtypes.get(precision, torch.float32)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -1,15 +1,23 @@
 """The command that starts a stage's program: one process, or one for each device of the stage."""
 
+import logging
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainers.configs.base import Queue
 from trainers.configs.stage_table import StageKind
 from trainers.configs.training import Parallelism, TrainingConfig
 
 SHUTDOWN_SECONDS = 3600
 FOLDER = Path(__file__).parent.parent / "accelerate"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
+logger = logging.getLogger("trainers")
 
 
 def build_command(python: str, config: Any, config_path: Path, run_dir: Path) -> list[str]:
@@ -31,6 +39,35 @@ def build_command(python: str, config: Any, config_path: Path, run_dir: Path) ->
     # wait is the caller's decision.
     launcher += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]
     return [python, "-m", *launcher, "-m", *program]
+
+
+def restart_with_one_gpu(config: Any) -> None:
+    """Start this program again with one visible GPU, if its stage needs one and several are visible.
+
+    The Trainer would split each batch over all of them, which TRL refuses. Workers set the variable; a person
+    who starts a program need not. CUDA reads it once, and libraries start CUDA when they are imported, so
+    setting it now would have no effect.
+    """
+    # A training program has imported torch. A forked one has a worker, and not the command line of its own.
+    torch, main = sys.modules.get("torch"), sys.modules["__main__"]
+    if torch is None or main.__spec__ is None:
+        return
+    if sees_too_many_gpus(config, os.environ, torch.cuda.device_count()):
+        logger.info("devices is 1, so GPU 0 is used. Set %s to use another.", VISIBLE_GPUS)
+        command = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(command[0], command, os.environ | {VISIBLE_GPUS: "0"})  # noqa: S606
+
+
+def sees_too_many_gpus(config: Any, environment: Mapping[str, str], count: int) -> bool:
+    """Return whether a program of one device, started by hand, sees several GPUs."""
+    return (
+        isinstance(config, TrainingConfig)
+        and config.devices == 1
+        and config.queue is not Queue.cpu
+        and not config.uses_mlx
+        and count > 1
+        and not {VISIBLE_GPUS, "WORLD_SIZE"} & environment.keys()
+    )
 
 
 def parallel_arguments(config: TrainingConfig) -> dict[str, Any]:

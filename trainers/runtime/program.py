@@ -30,6 +30,7 @@ from trainers.runtime.endpoints import METER
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
 from trainers.runtime.events import EventWriter
+from trainers.runtime.launch_command import restart_with_one_gpu
 from trainers.runtime.process_tree import die_with_parent
 from trainers.runtime.ranks import DEATH_SECONDS, EXIT_FAILED, RankLost, RankWatch, current_rank, world_size
 
@@ -142,6 +143,7 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
         return
     _remove_errors(run_dir)
     config = _load_config(kind, config_path)
+    restart_with_one_gpu(config)
     copy = run_dir / files.CONFIG
     if is_main_process() and config_path.resolve() != copy.resolve():
         files.write_json(copy, config.model_dump(mode="json"))

@@ -51,6 +51,8 @@ def training_arguments(
         "data_seed": config.seed,
         "use_cpu": is_cpu,
         "bf16": precision is Precision.bf16,
+        # accelerate scales the loss, and skips a step whose gradients overflow.
+        "fp16": precision is Precision.fp16,
         "activation_checkpointing": recomputes,
         "dataloader_pin_memory": not is_cpu,
         "logging_steps": config.log_every_steps,

@@ -110,7 +110,9 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self._events.write_metrics(state.global_step, state.max_steps, values)
         if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
-        if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
+        # In fp16, gradients that overflow are expected: the step is skipped and the loss scaled less.
+        required = ("loss",) if args.fp16 else ("loss", "grad_norm")
+        if not all(math.isfinite(values.get(name, 0.0)) for name in required):
             raise diagnose_non_finite(self._config, find_damaged_weight(kwargs["model"]), state, values)
         losses = _logged_losses(state)
         if not self._has_warned_of_loss and is_due(len(losses)):

@@ -25,6 +25,11 @@ from trainers.modeling.load import check_adapter_folder, forward_dtype, load_con
 from trainers.modeling.quantization import quantization_config
 from trainers.runtime.events import EventWriter
 
+FP16_NOTICE = (
+    "The GPU emulates bf16, so training is in fp16, whose largest value is 65,504; the loss is scaled, and "
+    "steps whose gradients overflow are skipped. If the loss is not finite, set precision to fp32."
+)
+
 T = TypeVar("T", bound=Trainer)
 
 
@@ -40,6 +45,8 @@ def load_policy(
     dtype = forward_dtype(precision) if is_lora else torch.float32
     model_config = load_config(get_base_model(config.base))
     attention = pick_attention(config.attention, pick_device(config.queue), model_config, config.precision)
+    if precision is Precision.fp16 and config.precision is Precision.auto:
+        events.write_warning("precision_fp16", FP16_NOTICE)
     if (notice := describe_package(attention)) is not None:
         events.write_warning("attention_from_package", notice)
     model = load_model(

@@ -25,6 +25,8 @@ def _list_setting_obstacles(config: TrainingConfig) -> list[str]:
     # MLX computes attention as `eager` does, softcapping included.
     if config.attention not in (Attention.auto, Attention.eager):
         obstacles.append(f"attention {config.attention} is an implementation of torch; omit it")
+    if config.precision is Precision.fp16:
+        obstacles.append("precision fp16 needs the loss scaling of torch; set it to auto or fp32")
     if getattr(config, "packing", False):
         obstacles.append(
             "packing needs attention that separates the rows of a sequence, which MLX lacks; omit it, or use "

@@ -216,7 +216,7 @@ def _parts_in_bytes(
 ) -> dict[str, int]:
     # With MLX, weights that are trained are computed in fp32.
     has_bf16 = host.device == "cuda" or (host.device == "mlx" and isinstance(config.tuning, LoraTuning))
-    is_bf16 = config.precision is Precision.bf16 or (config.precision is Precision.auto and has_bf16)
+    is_bf16 = config.precision.has_16_bits or (config.precision is Precision.auto and has_bf16)
     program = {"program": PROGRAM_BYTES[host.device]}
     if config.uses_mlx:
         return count_unified_parts(config, shape, settings, tokens, is_bf16=is_bf16) | program
