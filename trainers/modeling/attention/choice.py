@@ -85,8 +85,9 @@ def _check_fused(attention: Attention, device: torch.device, precision: Precisio
     if attention is Attention.varlen:
         if device.type == "cuda" and not has_varlen_kernel(device):
             raise DeviceUnavailable(
-                "attention is varlen, whose kernel needs an NVIDIA GPU of compute capability 8.0 or newer; "
-                f"this one is a {torch.cuda.get_device_name(device)}.",
+                "attention is varlen, whose kernel needs torch 2.11 and an NVIDIA GPU of compute capability "
+                f"8.0 or newer; these are torch {torch.__version__} and "
+                f"a {torch.cuda.get_device_name(device)}.",
                 "Set attention to auto or sdpa.",
             )
         return

@@ -6,6 +6,8 @@ cache, go to torch's attention with a mask.
 """
 
 from collections.abc import Callable
+from functools import cache
+from inspect import signature
 from typing import Any, Final
 
 import torch
@@ -18,6 +20,8 @@ from trainers.modeling.attention.reference import reference_varlen_attn
 # The first GPUs with its kernel, and the widest head that it computes.
 MIN_CAPABILITY: Final = (8, 0)
 MAX_HEAD_WIDTH: Final = 256
+# Torch 2.10 has a kernel without them.
+REQUIRED_OPTIONS: Final = frozenset({"scale", "window_size"})
 # On some GPUs the backward pass has no kernel for heads of these widths.
 UNSUPPORTED_WIDTHS: Final = range(193, 225)
 # A test shows for these that packed and padding-free rows have the logits of each alone. Others may compute
@@ -54,6 +58,7 @@ def has_varlen_kernel(device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and torch.version.hip is None
+        and _kernel_options() >= REQUIRED_OPTIONS
         and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
     )
 
@@ -116,7 +121,7 @@ def attend_varlen(
         scale=options.get("scaling"),
         # transformers counts the token itself as part of its window, and the kernel does not.
         window_size=(sliding_window - 1 if sliding_window else -1, 0),
-        enable_gqa=query_thd.shape[1] != key_thd.shape[1],
+        **_gqa_option(query_thd.shape[1] != key_thd.shape[1]),
     )
     return output_thd.unflatten(0, (n_rows, n_tokens)), None
 
@@ -147,6 +152,21 @@ def _kernel(query_thd: torch.Tensor) -> Callable[..., torch.Tensor]:
 
     kernel: Callable[..., torch.Tensor] = varlen_attn
     return kernel
+
+
+@cache
+def _kernel_options() -> frozenset[str]:
+    """Return the names of the kernel's arguments; empty with a torch that has no such kernel."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(signature(varlen_attn).parameters)
+
+
+def _gqa_option(is_grouped: bool) -> dict[str, bool]:
+    # Without the option, older kernels share keys among queries by themselves.
+    return {"enable_gqa": is_grouped} if "enable_gqa" in _kernel_options() else {}
 
 
 def _padding_mask(
