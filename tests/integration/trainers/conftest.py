@@ -16,6 +16,9 @@ from tests.conftest import OFFLINE, ROOT
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.runtime import run_dir as files
 
+# Metrics that no two runs share.
+UNEQUAL = {"seconds": 0, "peak_resident_bytes": 0}
+
 
 @dataclass
 class Programs:
@@ -113,8 +116,7 @@ def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
     result, expected = files.read_result(run_dir), files.read_result(uninterrupted)
     assert result is not None
     assert expected is not None
-    unequal = {"seconds": 0, "peak_resident_bytes": 0}
-    assert result["metrics"] | unequal == expected["metrics"] | unequal
+    assert result["metrics"] | UNEQUAL == expected["metrics"] | UNEQUAL
 
 
 def kill_at_step(

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tests.integration.trainers.conftest import events, losses
+from tests.integration.trainers.conftest import UNEQUAL, events, losses
 from tests.integration.trainers.stages import at_checkpoint, run_stage
 from trainers.configs import parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
@@ -73,7 +73,7 @@ def test_a_resumed_run_stops_early_and_keeps_the_best_as_if_it_had_never_stopped
         at_checkpoint(tmp_path / "whole", resumed, step)
         result = run_stage(config, resumed)
         assert result is not None
-        assert result["metrics"] | {"seconds": 0} == uninterrupted["metrics"] | {"seconds": 0}
+        assert result["metrics"] | UNEQUAL == uninterrupted["metrics"] | UNEQUAL
         assert (resumed / "model" / ADAPTER).read_bytes() == (
             tmp_path / "whole" / "model" / ADAPTER
         ).read_bytes()
