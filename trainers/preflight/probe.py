@@ -17,7 +17,7 @@ from trainers.configs.training import PreflightMode
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ProgramError
 from trainers.runtime.launch_command import build_command
-from trainers.training.peak_memory import GPU_BYTES, RESIDENT_BYTES, read_peak_resident
+from trainers.training.diagnosis.peak_memory import GPU_BYTES, RESIDENT_BYTES, read_peak_resident
 
 FOLDER = "probe"
 WARM_UP_STEPS = 2

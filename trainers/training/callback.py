@@ -20,8 +20,8 @@ from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.checkpoints.interval import CheckpointTimer
 from trainers.training.diagnosis.loss_trend import LossTrend, describe_trend, find_loss_problem, is_due
 from trainers.training.diagnosis.non_finite import diagnose_non_finite, find_damaged_weight
+from trainers.training.diagnosis.peak_memory import measure_peak
 from trainers.training.diagnosis.weight_changes import WeightChangeDetector, describe_no_change
-from trainers.training.peak_memory import measure_peak
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
 TConfig = TypeVar("TConfig", bound=TrainingConfig)

@@ -18,7 +18,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
 from trainers.training.callback import wait_for_all
-from trainers.training.peak_memory import measure_peak
+from trainers.training.diagnosis.peak_memory import measure_peak
 from trainers.training.validation import (
     BEST_MODEL,
     BestModelCallback,
