@@ -63,7 +63,8 @@ _ANY_ACCESS = select(
     or_(
         exists().where(col(ApiKey.revoked_at).is_(None)),
         exists().where(col(WorkerCredential.ended_at).is_(None)),
-        exists().where(col(Host.status).not_in(ENDED_HOSTS)),
+        # Each query with an IN is written anew.
+        exists().where(*(col(Host.status) != status for status in ENDED_HOSTS)),
     )
 )
 _ACTIVE_KEY = select(ApiKey, _LAST_USE_OUTDATED).where(
@@ -153,7 +154,7 @@ def _is_locked(session: Session) -> bool:
     Its tunnel may end on the loopback of this machine, and a host whose key was the last one must not become
     an admin by its revocation.
     """
-    return bool(session.scalar(_ANY_ACCESS))
+    return bool(session.connection().scalar(_ANY_ACCESS))
 
 
 def hash_key(key: str) -> str:

@@ -36,7 +36,7 @@ from app.runs.names import make_full_name
 from app.runs.schemas import run_view
 from app.runs.service import list_warnings
 from app.settings import Settings
-from app.storage.database import insert_rows, read_session, transaction
+from app.storage.database import Rows, read_session, transaction
 from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id, new_row
 from app.workers import service as workers
@@ -130,18 +130,6 @@ def _create(
         created_by=created_by,
         idempotency_key=idempotency_key,
     )
-    try:
-        # Only a key can be violated; a savepoint costs two round trips.
-        with session.begin_nested() if idempotency_key is not None else nullcontext():
-            insert_rows(session, Job, [job.model_dump()])
-    except IntegrityError:
-        # Another request with this key was committed first: its job is the result of both.
-        existing = _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)
-        assert existing is not None, "the idempotency key is the only unique column"
-        return _Created(existing)
-    if job.labels:
-        labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
-        insert_rows(session, JobLabel, labels)
     # In the order of the stages, which is also that of locks: see `actions`.
     ids = sorted(new_id("run") for _ in stages)
     runs = [_new_run(job, position, stage, ids[position]) for position, stage in enumerate(stages)]
@@ -155,11 +143,22 @@ def _create(
         run.id: [NewEvent.warning(_WARNING_CODES[stage.kind], warning) for warning in stage.warnings]
         for run, stage in zip(runs, stages, strict=True)
     }
-    if spec.host is not None and offer is not None:
-        insert_job_host(session, job.id, spec.host, offer)
+    if offer is not None:
         for run, stage in zip(runs, stages, strict=True):
             run.own_host = runs_on_host(stage)
-    lifecycle.create_runs(session, runs, needs, warnings)
+    labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
+    before: Rows = {Job: [job.model_dump()], JobLabel: labels}
+    try:
+        # Only a key can be violated; a savepoint costs two round trips.
+        with session.begin_nested() if idempotency_key is not None else nullcontext():
+            lifecycle.create_runs(session, runs, needs, warnings, before)
+    except IntegrityError:
+        # Another request with this key was committed first: its job is the result of both.
+        existing = _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)
+        assert existing is not None, "the idempotency key is the only unique column"
+        return _Created(existing)
+    if spec.host is not None and offer is not None:
+        insert_job_host(session, job.id, spec.host, offer)
     return _Created(job, runs, needs)
 
 

@@ -20,7 +20,7 @@ from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
 from app.runs.claimable import FreeResources, order_queues, select_next
 from app.runs.transitions import TRANSITIONS, explain_unstarted
 from app.scheduling.queue import notify_after_commit
-from app.storage.database import database_now, insert_rows
+from app.storage.database import Rows, database_now, insert_rows, insert_together
 from app.tables import HELD, Event, EventType, Run, RunNeed, RunStatus
 from app.tables.base import utc_now
 from app.webhooks.outbox import note_run_end
@@ -42,10 +42,11 @@ def create_runs(
     runs: Sequence[Run],
     needs: Sequence[RunNeed],
     warnings: Mapping[str, Sequence[NewEvent]] | None = None,
+    before: Rows | None = None,
 ) -> None:
     """Insert the runs of a new job, each with its event `queued`, and notify the queues of the first ones.
 
-    `warnings` are further events by the id of the run.
+    `warnings` are further events by the id of the run, and `before` the rows that must exist before: the job.
     """
     events = {
         run.id: [NewEvent(EventType.status, {"status": run.status}), *(warnings or {}).get(run.id, ())]
@@ -54,10 +55,13 @@ def create_runs(
     counts = Counter(need.run_id for need in needs)
     for run in runs:
         run.event_seq, run.unmet_needs = len(events[run.id]), counts[run.id]
-    insert_rows(session, Run, [run.model_dump() for run in runs])
-    if needs:
-        insert_rows(session, RunNeed, [need.model_dump() for need in needs])
-    insert_rows(session, Event, [row for run in runs for row in _event_rows(run, events[run.id])])
+    rows = {
+        **(before or {}),
+        Run: [run.model_dump() for run in runs],
+        RunNeed: [need.model_dump() for need in needs],
+        Event: [row for run in runs for row in _event_rows(run, events[run.id])],
+    }
+    insert_together(session, rows)
     for queue in dict.fromkeys(run.queue for run in runs if not run.unmet_needs):
         notify_after_commit(session, queue)
 

@@ -39,6 +39,7 @@ FORWARDING_HEADERS = frozenset(
 )
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Return True if a host name or address refers to this machine only."""
     if host == "localhost":
