@@ -55,7 +55,7 @@ def create_runs(
     counts = Counter(need.run_id for need in needs)
     for run in runs:
         run.event_seq, run.unmet_needs = len(events[run.id]), counts[run.id]
-    rows = {
+    rows: Rows = {
         **(before or {}),
         Run: [run.model_dump() for run in runs],
         RunNeed: [need.model_dump() for need in needs],
