@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.training import TrainingConfig
@@ -73,9 +74,10 @@ def _render(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def _complete(network: Any, prompt: list[int]) -> list[int]:
-    ids = list(prompt)
+    ids, unread, cache = list(prompt), prompt, make_prompt_cache(network)
     for _ in range(COMPLETION_TOKENS):
-        ids.append(int(network(mx.array([ids]))[0, -1].argmax().item()))
+        ids.append(int(network(mx.array([unread]), cache=cache)[0, -1].argmax().item()))
+        unread = ids[-1:]
     return ids
 
 

@@ -231,8 +231,8 @@ def test_a_checkpoint_is_a_model_that_every_program_opens(
 def test_a_run_that_is_told_to_stop_saves_and_resumes_exactly(
     programs: Programs, stage: dict[str, Any], tmp_path: Path
 ) -> None:
-    stage = stage | {"tuning": LORA | {"dropout": 0.2}, "backend": "mlx", "max_steps": 60}
-    stage |= {"save_every_steps": 1000, "log_every_steps": 7}
+    stage = stage | {"tuning": LORA | {"dropout": 0.2}, "backend": "mlx", "max_steps": 24}
+    stage |= {"save_every_steps": 1000, "log_every_steps": 3}
     stopped = tmp_path / "stopped"
     process = programs.start("trainers.mlx.sft", stage, stopped)
     wait_for(lambda: len(losses(stopped)) >= 1, process)
@@ -240,7 +240,7 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes_exactly(
     assert process.wait(timeout=60) == 75
     process.communicate()
     [saved] = files.checkpoints(stopped)
-    assert 7 <= saved.step < 60 and not (stopped / files.RESULT).exists()
+    assert 3 <= saved.step < 24 and not (stopped / files.RESULT).exists()
     train(stage, stopped)
     train(stage, tmp_path / "whole")
     assert [(line["step"], line["exactness"]) for line in events(stopped, "resumed")] == [
