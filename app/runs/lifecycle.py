@@ -20,7 +20,7 @@ from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
 from app.runs.claimable import FreeResources, order_queues, select_next
 from app.runs.transitions import TRANSITIONS, explain_unstarted
 from app.scheduling.queue import notify_after_commit
-from app.storage.database import Rows, database_now, insert_rows, insert_together
+from app.storage.database import Rows, database_now, insert_rows
 from app.tables import HELD, Event, EventType, Run, RunNeed, RunStatus
 from app.tables.base import utc_now
 from app.webhooks.outbox import note_run_end
@@ -61,7 +61,10 @@ def create_runs(
         RunNeed: [need.model_dump() for need in needs],
         Event: [row for run in runs for row in _event_rows(run, events[run.id])],
     }
-    insert_together(session, rows)
+    # One statement for all tables is longer than those that psycopg remembers, and costs more than it saves.
+    for table, of_table in rows.items():
+        if of_table:
+            insert_rows(session, table, of_table)
     for queue in dict.fromkeys(run.queue for run in runs if not run.unmet_needs):
         notify_after_commit(session, queue)
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Float,
     Insert,
     String,
-    bindparam,
     create_engine,
     event,
     insert,
@@ -46,8 +45,6 @@ CHECK_AFTER_IDLE_SECONDS = 1.0
 # A server that is away, restarting or out of connections; a file that is locked or cannot be written.
 # PostgreSQL reports a session that it ended for being idle in a transaction as an internal error.
 DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
-# A statement that inserts more rows is long, and others of the same form are rare.
-MAX_ROWS_TOGETHER = 16
 POSTGRESQL_OPTIONS = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -128,35 +125,9 @@ def insert_rows(session: Session, table: type[SQLModel], rows: Sequence[Mapping[
     session.connection().execute(_insert_into(table), rows)
 
 
-def insert_together(session: Session, rows: Rows) -> None:
-    """Insert rows with values for all columns into several tables, in this order.
-
-    PostgreSQL receives a few rows as one statement, which takes the time of one. It checks foreign keys at
-    the end of the statement.
-    """
-    each = [(table, row) for table, of_table in rows.items() for row in of_table]
-    if len(each) > MAX_ROWS_TOGETHER or session.get_bind().dialect.name != "postgresql":
-        for table, of_table in rows.items():
-            if of_table:
-                insert_rows(session, table, of_table)
-        return
-    values = {f"{i}_{name}": value for i, (_, row) in enumerate(each) for name, value in row.items()}
-    session.connection().execute(_insert_each(tuple(table for table, _ in each)), values)
-
-
 @cache
 def _insert_into(table: type[SQLModel]) -> Insert:
     return insert(inspect(table).local_table)
-
-
-@lru_cache(maxsize=64)
-def _insert_each(tables: tuple[type[SQLModel], ...]) -> Insert:
-    """Return a statement that inserts one row into each of the tables."""
-    *others, last = [
-        _insert_into(table).values({name: bindparam(f"{i}_{name}") for name in table.model_fields})
-        for i, table in enumerate(tables)
-    ]
-    return last.add_cte(*(other.cte(f"row_{i}") for i, other in enumerate(others)))
 
 
 def lock_name(session: Session, name: str) -> None:

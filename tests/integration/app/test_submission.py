@@ -1,6 +1,5 @@
 """The work of a request that posts a job."""
 
-import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,7 +25,7 @@ def statements(client: TestClient) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("stages", [[SFT], [SFT, SFT | {"name": "second"}]])
-def test_a_post_inserts_all_its_rows_together_or_into_each_table_once(
+def test_a_post_inserts_into_each_table_once(
     client: TestClient,
     make_dataset: Callable[..., Dataset],
     statements: list[str],
@@ -35,18 +34,5 @@ def test_a_post_inserts_all_its_rows_together_or_into_each_table_once(
     make_dataset("rows")
     statements.clear()
     assert client.post("/api/v1/jobs", json=spec(*stages, labels={"team": "a"})).status_code == 201
-    tables = {"job", "job_label", "run", *["run_need"] * (len(stages) - 1), "event"}
-    inserts = [sql for sql in statements if "INSERT" in sql]
-    assert len(inserts) == (1 if get_engine().dialect.name == "postgresql" else len(tables))
-    assert {name for sql in inserts for name in re.findall(r"INSERT INTO (\w+)", sql)} == tables
-
-
-def test_a_job_of_many_stages_is_inserted_table_by_table(
-    client: TestClient, make_dataset: Callable[..., Dataset], statements: list[str]
-) -> None:
-    make_dataset("rows")
-    statements.clear()
-    stages = [SFT | {"name": f"sft-{n}"} for n in range(6)]
-    job = client.post("/api/v1/jobs", json=spec(*stages)).json()
-    assert [run["needs"] for run in job["runs"]] == [[], *([f"sft-{n}"] for n in range(5))]
-    assert len([sql for sql in statements if "INSERT" in sql]) == 4
+    tables = [sql.split()[2] for sql in statements if sql.startswith("INSERT")]
+    assert tables == ["job", "job_label", "run", *["run_need"] * (len(stages) - 1), "event"]
