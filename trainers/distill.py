@@ -28,6 +28,7 @@ from trainers.modeling.load import (
     pick_device,
     pick_precision,
 )
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.modeling.teacher import check_teacher, load_teacher, teacher_name
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
@@ -62,7 +63,7 @@ def run(config: DistillConfig, run_dir: Path, events: EventWriter) -> dict[str, 
         run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return training_result(
+    result = training_result(
         config,
         tokenizer,
         trainer.state,
@@ -70,6 +71,7 @@ def run(config: DistillConfig, run_dir: Path, events: EventWriter) -> dict[str, 
         last_divergence=losses[-1],
         seconds=round(time.monotonic() - started, 3),
     )
+    return add_quantized_base(result, run_dir)
 
 
 def plan(config: DistillConfig) -> dict[str, Any]:

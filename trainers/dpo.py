@@ -24,6 +24,7 @@ from trl import DPOTrainer
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
@@ -68,7 +69,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     if is_main_process():
         shutil.rmtree(run_dir / PAIRS, ignore_errors=True)
     last = next(entry for entry in reversed(trainer.state.log_history) if "rewards/margins" in entry)
-    return training_result(
+    result = training_result(
         config,
         tokenizer,
         trainer.state,
@@ -76,6 +77,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         accuracy=last["rewards/accuracies"],
         seconds=round(time.monotonic() - started, 3),
     )
+    return add_quantized_base(result, run_dir)
 
 
 def plan(config: DpoConfig) -> dict[str, Any]:

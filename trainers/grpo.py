@@ -28,6 +28,7 @@ from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.graders.grade import check_grader_host
 from trainers.modeling.load import forward_dtype, load_tokenizer, pick_device, pick_precision
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
@@ -71,7 +72,7 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
             run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
             save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    return training_result(
+    result = training_result(
         config,
         tokenizer,
         trainer.state,
@@ -80,6 +81,7 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
         seconds=round(time.monotonic() - started, 3),
         **_count_graded(rollouts),
     )
+    return add_quantized_base(result, run_dir)
 
 
 def _count_graded(rollouts: RolloutRecorder) -> dict[str, float]:

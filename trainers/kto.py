@@ -20,6 +20,7 @@ from trl import KTOConfig as TrlConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
@@ -57,7 +58,7 @@ def run(config: KtoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, labelled.summary())
         save_model(trainer, config, run_dir, tokenizer)
-    return training_result(
+    result = training_result(
         config,
         tokenizer,
         trainer.state,
@@ -65,6 +66,7 @@ def run(config: KtoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         reward_bad=_last(trainer.state, "rewards/rejected"),
         seconds=round(time.monotonic() - started, 3),
     )
+    return add_quantized_base(result, run_dir)
 
 
 def plan(config: KtoConfig) -> dict[str, Any]:

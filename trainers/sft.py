@@ -20,6 +20,7 @@ from trl import SFTTrainer
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage, model_config
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
@@ -61,7 +62,8 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         run_training_loop(trainer, config, callback, run_dir, stop, examples.summary())
         save_model(trainer, config, run_dir, tokenizer)
     seconds = round(time.monotonic() - started, 3)
-    return training_result(config, tokenizer, trainer.state, seconds=seconds)
+    result = training_result(config, tokenizer, trainer.state, seconds=seconds)
+    return add_quantized_base(result, run_dir)
 
 
 def plan(config: SftConfig) -> dict[str, Any]:

@@ -253,6 +253,9 @@ def check_served_models(
             yield field_error(f"{path}.{field}.{part}", fault)
 
 
+UNPUBLISHED_BASE_HINT = "Evaluate the checkpoint after the run has succeeded: resume or retry its job."
+
+
 def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> None:
     """Raise an error for a checkpoint that is not stored, or of a run that trains no model."""
     run = session.get(Run, model.run)
@@ -267,6 +270,17 @@ def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> 
             f"No such checkpoint of {run.id} is stored; its checkpoints: {known}. `keep_checkpoints` of the "
             "training stage, and TUNESMITH_SUCCEEDED_CHECKPOINTS, decide which are kept.",
         )
+    config = run.stage_config()
+    if isinstance(config, TrainingConfig) and config.publishes_base and run.model_id is None:
+        raise field_error(f"{field}.run", f"{explain_unpublished_base(run)} {UNPUBLISHED_BASE_HINT}")
+
+
+def explain_unpublished_base(run: Run) -> str:
+    """Return why a checkpoint of the run is no model yet: its base is not published."""
+    return (
+        f"The checkpoints of {run.id} are adapters of the base that the run publishes when it succeeds "
+        f"(tuning.publish_dequantized_base), and it is {run.status}."
+    )
 
 
 def check_limits(stage: AnyStage, path: str, settings: Settings) -> list[UnprocessableContent]:

@@ -24,6 +24,7 @@ from trainers.configs import StageKind
 DAY_SECONDS = 86_400.0
 # Files and folders in which the Trainer, Accelerate and DeepSpeed save what only a resumed run needs.
 STATE_PREFIXES = ("optimizer", "scheduler", "rng_state", "random_states", "scaler")
+MLX_STATE_FOLDER = "training"
 DEEPSPEED_STATE_SUFFIX = "optim_states.pt"
 # The end of the key under which a checkpoint without its state is published.
 WEIGHTS_SUFFIX = "-weights"
@@ -34,8 +35,10 @@ logger = logging.getLogger(__name__)
 def is_training_state(path: str) -> bool:
     """Return whether a file of a checkpoint is optimizer, scheduler or random state."""
     parts = PurePosixPath(path).parts
-    return parts[-1].endswith(DEEPSPEED_STATE_SUFFIX) or any(
-        part.startswith(STATE_PREFIXES) for part in parts
+    return (
+        parts[0] == MLX_STATE_FOLDER
+        or parts[-1].endswith(DEEPSPEED_STATE_SUFFIX)
+        or any(part.startswith(STATE_PREFIXES) for part in parts)
     )
 
 

@@ -28,9 +28,9 @@ from serving.parity.quantization import compare_training
 from serving.parity.reference import ReferenceModel
 from trainers.configs.base import AdaptedModel
 from trainers.configs.engines import EngineTask, Pooling
-from trainers.mlx.quantized_base import QUANTIZED_BASE, QuantizedBase, read_quantized_base
 from trainers.modeling.load import load_config
 from trainers.modeling.model_source import open_adapter
+from trainers.modeling.quantization.record import QUANTIZED_BASE, QuantizedBase, read_quantized_base
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import ProgramError

@@ -9,7 +9,7 @@ only; otherwise it is not the base that was quantized, or the adapter was change
 from serving.parity.compare import TOLERANCES, Difference, ParityReport
 from serving.parity.reference import ReferenceModel
 from trainers.configs.training import Precision
-from trainers.mlx.quantized_base import QuantizedBase, measure_gap
+from trainers.modeling.quantization.record import QuantizedBase, measure_gap
 
 ROUNDING = {Precision.fp32: TOLERANCES["float32"], Precision.bf16: TOLERANCES["bfloat16"]}
 

@@ -262,6 +262,11 @@ class TrainingConfig(StageConfig):
         return self.devices
 
     @property
+    def publishes_base(self) -> bool:
+        """Whether the stage publishes the base of its adapter too, rounded to 4 bits."""
+        return isinstance(self.tuning, LoraTuning) and self.tuning.publish_dequantized_base
+
+    @property
     def uses_mlx(self) -> bool:
         """Whether MLX trains, once the queue is known."""
         return False

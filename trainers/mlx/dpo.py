@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase, TrainerState
 
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.mlx.network import pick_mlx_precision
-from trainers.mlx.quantized_base import add_quantized_base
 from trainers.mlx.training.plan import plan_mlx_training, with_mlx
 from trainers.mlx.training.preferences import (
     PairRows,
@@ -26,6 +25,7 @@ from trainers.mlx.training.preferences import (
 )
 from trainers.mlx.training.stage import StageRows, load_stage_network, train_stage
 from trainers.modeling.load import load_tokenizer
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training

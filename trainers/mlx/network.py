@@ -125,8 +125,7 @@ def load_network(base: str, precision: Precision) -> nn.Module:
 
 def _check_base_format(network: nn.Module, config: TrainingConfig) -> None:
     """Raise ModelUnsupported for a base that mlx-lm has quantized, unless its dense form is published."""
-    publishes = isinstance(config.tuning, LoraTuning) and config.tuning.publish_dequantized_base
-    if quantized_layers(network) and not publishes:
+    if quantized_layers(network) and not config.publishes_base:
         raise ModelUnsupported(
             f"{get_base_model(config.base)} is quantized in the format of mlx-lm, which no other engine "
             "loads, so an adapter for it could not be served elsewhere.",

@@ -14,12 +14,12 @@ from datasets import disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.stages.sft import SftConfig
-from trainers.mlx.quantized_base import add_quantized_base
 from trainers.mlx.training.batches import completion_batches
 from trainers.mlx.training.losses import completion_loss
 from trainers.mlx.training.plan import plan_mlx_training, with_mlx
 from trainers.mlx.training.stage import StageRows, load_stage_network, train_stage
 from trainers.modeling.load import load_tokenizer
+from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from trainers.configs.training import Attention
 from trainers.modeling.attention.varlen import explain_varlen_refusal
 from trainers.modeling.load import ModelUnsupported, load_config
+from trainers.modeling.model_config import is_quantized_by_mlx
 from trainers.runtime.errors import ConfigInvalid
 
 # PEFT refuses to adapt these layers of models with Mamba blocks: their kernels read the weights directly.
@@ -80,6 +81,8 @@ def explain_hf_refusal(model: PreTrainedConfig, max_model_len: int | None) -> st
 
     It pads prompts on the left, which recurrent layers and chunked attention do not ignore.
     """
+    if is_quantized_by_mlx(model):
+        return "is quantized in the format of mlx-lm, which torch does not read; use mlx"
     text = model.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds or find_model_class(model)._is_stateful:

@@ -35,6 +35,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import ChatTemplateName, Precision
 from trainers.mlx.adapter_format import MLX_WEIGHTS
 from trainers.modeling import families
+from trainers.modeling.model_config import is_quantized_by_mlx
 from trainers.modeling.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -42,7 +43,7 @@ from trainers.modeling.model_files import (
     ModelRefused,
 )
 from trainers.modeling.model_source import open_adapter, open_base
-from trainers.modeling.quantization import disable_avx512_repacking
+from trainers.modeling.quantization.nf4 import disable_avx512_repacking
 from trainers.rendering.template_proof import locate_errors, prove_template
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import DeviceUnavailable, ProgramError, has_disk_full_cause
@@ -159,6 +160,16 @@ def load_config(base: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
+def check_torch_format(base: str, config: PreTrainedConfig) -> None:
+    """Raise ModelUnsupported for weights in the format of mlx-lm, which only MLX reads."""
+    if is_quantized_by_mlx(config):
+        raise ModelUnsupported(
+            f"The model {base} is quantized in the format of mlx-lm, which torch does not read.",
+            "Use the backend or the engine mlx, or name the original model. An adapter trained on it belongs "
+            "to the base that its run has published (`dequantized_base`).",
+        )
+
+
 def load_generation_config(base: str) -> GenerationConfig | None:
     """Load the generation config of a base model, if it has one; raises the errors of `open_base`."""
     folder = open_base(base)
@@ -179,6 +190,7 @@ def load_base(
     Raises the errors of `open_base`.
     """
     folder = open_base(base)
+    check_torch_format(base, load_config(base))
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

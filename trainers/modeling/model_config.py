@@ -30,6 +30,15 @@ class ModelFileRefused(ValueError):
     """A file of a model that no loader may read; the message completes "its file NAME … ."."""
 
 
+def is_quantized_by_mlx(config: Any) -> bool:
+    """Return whether a config of transformers is that of weights in the format of mlx-lm.
+
+    mlx-lm names no method, by which transformers finds the format.
+    """
+    found = getattr(config, "quantization_config", None)
+    return isinstance(found, dict) and "quant_method" not in found and {"bits", "group_size"} <= found.keys()
+
+
 def read_object(path: Path) -> Json:
     """Read a JSON object; raises ModelFileRefused or OSError."""
     value = _read_json(path)

@@ -21,7 +21,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from trainers.mlx.adapter_format import MLX_WEIGHTS, convert_mlx_config, convert_mlx_weights, is_mlx_config
-from trainers.mlx.quantized_base import QUANTIZED_BASE, read_quantized_base
 from trainers.modeling.embedding.module_files import MODULES, is_module_config, is_module_file, read_modules
 from trainers.modeling.model_config import (
     Json,
@@ -30,6 +29,7 @@ from trainers.modeling.model_config import (
     clean_config,
     read_object,
 )
+from trainers.modeling.quantization.record import QUANTIZED_BASE, read_quantized_base
 from trainers.modeling.safetensors_file import SafetensorsInvalid, check_safetensors
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError

@@ -47,6 +47,12 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self._save_started_at = time.monotonic()
         self._has_warned_of_loss = False
 
+    def warn(self, code: str, message: str) -> None:
+        """Write a warning event and log it."""
+        self._events.write_warning(code, message)
+        if is_main_process():
+            logger.warning("%s: %s", code, message)
+
     def report_resume(self, checkpoint: Path, step: int) -> None:
         """Log from which step the run resumes, and whether exactly."""
         self._changes.load(checkpoint)
@@ -124,9 +130,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             return
         self._has_warned_of_loss = True
         message = describe_trend(self._config, step, trend)
-        self._events.write_warning("loss_unstable", message)
-        if is_main_process():
-            logger.warning("loss_unstable: %s", message)
+        self.warn("loss_unstable", message)
 
     def _find_loss_problem(self, losses: list[float]) -> LossTrend | None:
         if not self.loss_falls:

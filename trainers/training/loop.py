@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import count_parameters
+from trainers.modeling.quantization.nf4_callback import make_gap_callback
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import StopFlag, StopRequested, is_main_process
 from trainers.training.callback import RunDirCallback, wait_for_all
@@ -33,6 +34,9 @@ def run_training_loop(
     Raises StopRequested after SIGTERM, and WeightsUnchanged if the run changed nothing.
     """
     trainer.remove_callback(PrinterCallback)
+    if (gap_callback := make_gap_callback(trainer, config, stop, callback.warn)) is not None:
+        # Before the one that publishes the checkpoint.
+        trainer.add_callback(gap_callback)
     trainer.add_callback(callback)
     if is_main_process():
         trainable, total = count_parameters(trainer.model)

@@ -20,7 +20,13 @@ from trainers.modeling.architecture import (
     list_layers,
 )
 from trainers.modeling.attention.choice import pick_attention
-from trainers.modeling.load import ModelUnsupported, load_config, pick_device, pick_precision
+from trainers.modeling.load import (
+    ModelUnsupported,
+    check_torch_format,
+    load_config,
+    pick_device,
+    pick_precision,
+)
 from trainers.runtime.errors import ConfigInvalid, first_line, join_names
 from trainers.training.packing_proof import prove_packing
 from trainers.training.policy import new_adapter_config
@@ -55,6 +61,7 @@ def prove_model(config: TrainingConfig) -> None:
     model_config = load_config(base)
     attention = pick_attention(config.attention, device, model_config, config.precision)
     if not config.uses_mlx:
+        check_torch_format(base, model_config)
         pick_precision(config.precision, device)
     if isinstance(config, SftConfig):
         prove_packing(config, model_config)

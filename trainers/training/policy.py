@@ -22,7 +22,7 @@ from trainers.modeling.architecture import (
 )
 from trainers.modeling.attention.choice import describe_package, pick_attention
 from trainers.modeling.load import check_adapter_folder, forward_dtype, load_config, load_model, pick_device
-from trainers.modeling.quantization import quantization_config
+from trainers.modeling.quantization.nf4 import quantization_config
 from trainers.runtime.events import EventWriter
 
 FP16_NOTICE = (

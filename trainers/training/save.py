@@ -14,6 +14,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.load import pick_device, template_sha256
+from trainers.modeling.quantization.nf4_callback import record_published_gap
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
@@ -50,6 +51,7 @@ def save_model(
         wait_for_all()
     else:
         _write_model(trainer, config, tokenizer, run_dir / files.MODEL)
+    record_published_gap(trainer, config, run_dir)
 
 
 def publishes_best(state: TrainerState, run_dir: Path) -> bool:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from sqlmodel import col, select
 
+from app.jobs.plan_checks import UNPUBLISHED_BASE_HINT, explain_unpublished_base
 from app.settings import Settings
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
 from app.storage.opening import get_store
-from app.tables import Checkpoint, Run
+from app.tables import Checkpoint, Model, Run
 from trainers.configs import ModelRef
 from trainers.configs.base import CheckpointModel
 from trainers.configs.training import TrainingConfig
@@ -45,8 +46,21 @@ def fetch_any_model(
     step = checkpoint.step
     if role is ModelRole.base:
         return ResolvedModel(str(opened), None, run.id, None, None, run.id, step)
-    base = fetch_model(run.job_id, config.base, settings, should_stop)
+    base = _fetch_base(run, config, settings, should_stop)
     return ResolvedModel(base.base, opened, base.origin, None, None, run.id, step)
+
+
+def _fetch_base(
+    run: Run, config: TrainingConfig, settings: Settings, should_stop: Callable[[], bool]
+) -> ResolvedModel:
+    """Return the base of a run's adapters: that of its config, or the one that the run has published."""
+    if not config.publishes_base:
+        return fetch_model(run.job_id, config.base, settings, should_stop)
+    if run.model_id is None:
+        raise InputModelNotFound(explain_unpublished_base(run), UNPUBLISHED_BASE_HINT)
+    with read_session() as session:
+        published = session.get_one(Model, run.model_id).base
+    return fetch_model(None, published, settings, should_stop)
 
 
 def _find_checkpoint(reference: CheckpointModel) -> tuple[Run, Checkpoint]:

@@ -27,13 +27,14 @@ from app.storage.opening import get_store
 from app.tables import Checkpoint, File, FilePurpose, FineTuningCheckpoint, FineTuningJob, Model, Run
 from app.tables.base import new_id
 from trainers.configs import DeploymentChoice, Queue
+from trainers.modeling.quantization.record import QUANTIZED_BASE
 from workers.runs.results import name_adapter_base
 
 RESULTS = "step_metrics.csv"
 # What an engine needs of a checkpoint; the rest is the state of the training.
 MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*config.json", "chat_template*"),
-    *("token*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json"),
+    *("token*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", QUANTIZED_BASE),
 )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from trainers.configs.backends.mlx_limits import list_mlx_obstacles
 from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineKind
-from trainers.configs.training import LoraTuning, TrainingConfig
+from trainers.configs.training import TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 
 
@@ -54,7 +54,7 @@ class PortableTrainingConfig(ValidatedTrainingConfig):
                 return (Queue.mlx, Queue.cpu)
             case Backend.torch:
                 return (Queue.cuda, Queue.cpu)
-        if isinstance(self.tuning, LoraTuning) and self.tuning.publish_dequantized_base:
+        if self.publishes_base:
             return (Queue.mlx,)
         return (Queue.cuda, Queue.cpu) if self.mlx_obstacles else (Queue.cuda, Queue.mlx, Queue.cpu)
 
@@ -112,7 +112,7 @@ def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> str | Non
 def _find_torch_fault(config: PortableTrainingConfig, queue: Queue | None) -> str | None:
     """Return why torch cannot train the stage; None also while its queue is still to be chosen."""
     is_chosen = queue is not None or config.backend is Backend.torch
-    if is_chosen and isinstance(config.tuning, LoraTuning) and config.tuning.publish_dequantized_base:
+    if is_chosen and config.publishes_base:
         return (
             "tuning.publish_dequantized_base is a part of MLX's program alone; set queue to mlx, or remove it"
         )

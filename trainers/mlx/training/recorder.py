@@ -68,6 +68,8 @@ class RunRecorder:
     """Returns the losses of the validation batches."""
     on_log: Callable[[TrainerState], None] | None = None
     """Called after each metric event, of which the first is then that of step 1."""
+    record_gap: Callable[[Path], None] | None = None
+    """Records in a folder with the adapter how far its base in 4 bits is from the published one."""
     _changes: NetworkChangeDetector = field(default_factory=NetworkChangeDetector)
     _since_log: list[StepResult] = field(default_factory=list)
     _has_warned_of_loss: bool = False
@@ -204,6 +206,9 @@ class RunRecorder:
         pack_best_model(self.run_dir, folder)
         save_environment(self.config, folder)
         self._changes.save(folder)
+        # A run that must stop has little time to save what it needs to resume.
+        if self.record_gap is not None and not self.stop.requested:
+            self.record_gap(folder)
         files.publish_checkpoint(self.run_dir, self.state.global_step, folder, started_at)
         files.prune_checkpoints(self.run_dir, self.config.keep_checkpoints)
         self._timer.restart()

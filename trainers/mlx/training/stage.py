@@ -23,7 +23,7 @@ from trainers.mlx.save import write_dequantized_base, write_model
 from trainers.mlx.training.batches import MakeBatch, iterate_steps, split_rows
 from trainers.mlx.training.loop import BatchLoss, Loss, mean_losses, train
 from trainers.mlx.training.optimizer import DecayedAdamW
-from trainers.mlx.training.quantization_gap import record_quantized_base
+from trainers.mlx.training.quantization_gap import AffineGapRecorder
 from trainers.mlx.training.recorder import RunRecorder
 from trainers.preflight.memory.estimate import local_host, needs_checkpointing
 from trainers.rendering.cache.mapped import Int32s
@@ -99,6 +99,9 @@ def train_stage(
     optimizer = DecayedAdamW(config.weight_decay)
     optimizer.init(network.trainable_parameters())
     write = partial(write_model, network, model.adapter, config, tokenizer)
+    gap = None
+    if isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None:
+        gap = AffineGapRecorder(network, config, tokenizer)
     with stop_after_step() as stop:
         recorder = RunRecorder(
             config,
@@ -111,6 +114,7 @@ def train_stage(
             write,
             None if validation is None else partial(_validate, config, network, validation, loss),
             on_log,
+            None if gap is None else gap.record_checkpoint,
         )
         recorder.start()
         if stop.requested:
@@ -124,12 +128,12 @@ def train_stage(
             publish_best(recorder.state, run_dir)
         else:
             write(run_dir / files.MODEL)
-        if isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None:
+        if gap is not None:
             base = get_base_model(config.base)
-            if config.tuning.publish_dequantized_base:
+            if config.publishes_base:
                 write_dequantized_base(network, config, tokenizer, run_dir / files.DEQUANTIZED_BASE)
                 base = str(run_dir / files.DEQUANTIZED_BASE)
-            record_quantized_base(network, config, tokenizer, run_dir / files.MODEL, base)
+            gap.record_published(run_dir / files.MODEL, base)
     return recorder.state
 
 

@@ -4,6 +4,8 @@ The weights are those of the model, in fp32 as they are trained. The schedule, t
 position in them follow from the number of the step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,25 @@ def load_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> None:
         network.load_weights(str(folder / "model.safetensors"))
     arrays: Any = mx.load(str(folder / STATE))
     optimizer.state = tree_unflatten(_named(arrays, OPTIMIZER))
-    # MLX refuses to assign its state; a seed of 64 bits is the key itself.
-    high, low = arrays[RANDOM].tolist()
-    mx.random.seed((high << 32) | low)
+    _restore_random_key(arrays[RANDOM])
     mx.eval(network.parameters(), optimizer.state)
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Restore the random state at the end: the layers of a new network draw their first weights."""
+    random: Any = mx.random.state
+    key = mx.array(random[0].tolist(), mx.uint32)
+    try:
+        yield
+    finally:
+        _restore_random_key(key)
+
+
+def _restore_random_key(key: Any) -> None:
+    # MLX refuses to assign its state; a seed of 64 bits is the key itself.
+    high, low = key.tolist()
+    mx.random.seed((high << 32) | low)
 
 
 def _named(arrays: Any, prefix: str) -> list[tuple[str, Any]]:

@@ -272,7 +272,7 @@ def test_a_4_bit_run_never_holds_all_original_weights_of_its_base(
 
     from trainers.mlx.network import load_trained_network
     from trainers.mlx.save import write_model
-    from trainers.mlx.training.quantization_gap import record_quantized_base
+    from trainers.mlx.training.quantization_gap import AffineGapRecorder
 
     tokenizer = load_tokenizer(str(starter))
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 16, "vocab_size": 1200}
@@ -292,5 +292,5 @@ def test_a_4_bit_run_never_holds_all_original_weights_of_its_base(
     write_model(network, adapter, config, tokenizer, tmp_path / "model")
     mx.clear_cache()
     mx.reset_peak_memory()
-    record_quantized_base(network, config, tokenizer, tmp_path / "model", str(base))
+    AffineGapRecorder(network, config, tokenizer).record_checkpoint(tmp_path / "model")
     assert mx.get_peak_memory() - before < 0.6 * dense_bytes

@@ -62,12 +62,22 @@ class QuantizedBase(_Record):
     probes: list[Probe] = Field(min_length=1, max_length=MAX_PROBES)
 
 
+def make_probes(rows: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> list[Probe]:
+    """Return the probes of these rows with their log-probabilities under the model as it was trained."""
+    return [Probe(ids=list(row), logprobs=list(scores)) for row, scores in zip(rows, logprobs, strict=True)]
+
+
 def measure_gap(probes: Sequence[Probe], found: Sequence[Sequence[float]]) -> QuantizationGap:
     """Return the difference between the probes' log-probabilities and those that another model gives."""
     differences = list(_differences(probes, found))
     return QuantizationGap(
         mean=sum(differences) / len(differences), max=max(differences), tokens=len(differences)
     )
+
+
+def write_quantized_base(record: QuantizedBase, folder: Path) -> None:
+    """Write the record into the folder of its adapter."""
+    files.write_json(folder / QUANTIZED_BASE, record.model_dump(mode="json"))
 
 
 def add_quantized_base(result: dict[str, Any], run_dir: Path) -> dict[str, Any]:
