@@ -52,8 +52,10 @@ def recomputed_activations(network: nn.Module) -> Iterator[None]:
 
 def _recomputing(call: Any) -> Any:
     def checkpointed(layer: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if not layer.training:
+            return call(layer, *arguments, **options)
         dropouts = [module for module in layer.modules() if isinstance(module, KeyedDropout)]
-        is_random = bool(layer.training) and any(dropout.probability for dropout in dropouts)
+        is_random = any(dropout.probability for dropout in dropouts)
         # A key is two integers of 32 bits. It is captured, not passed: it has no gradient. Slices of one
         # array would be computed in the recomputed function, where a compiled step does not find them.
         random: Any = mx.random

@@ -35,6 +35,7 @@ FILES = {
     "rng_state.pth": 20,
     "scheduler.pt": 20,
     "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt": 60,
+    "training/state.safetensors": 60,
     "trainer_state.json": 10,
     "manifest.json": 5,
 }

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.references import get_base_model
@@ -21,7 +22,7 @@ from trainers.mlx.blocks import released_blocks
 from trainers.mlx.network import load_network, pick_mlx_precision
 from trainers.mlx.training.batches import pad_rows
 from trainers.mlx.training.state import unchanged_random_state
-from trainers.modeling.quantization.probes import make_probe_rows
+from trainers.modeling.quantization.probes import COMPLETION_TOKENS, render_probes
 from trainers.modeling.quantization.record import (
     QuantizedBase,
     make_probes,
@@ -55,7 +56,7 @@ class AffineGapRecorder:
         """Let the network score prompts and its completions, then the base at a location with the adapter."""
         network = self._network
         with unchanged_random_state(), _evaluated(network):
-            rows = make_probe_rows(self._tokenizer, lambda rows: _next_tokens(network, rows))
+            rows = [_complete(network, prompt) for prompt in render_probes(self._tokenizer)]
             expected = _score(network, rows)
             mx.clear_cache()
             found = expected if base is None else self._score_published(folder, base, rows)
@@ -101,11 +102,13 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
         network.train()
 
 
-def _next_tokens(network: Any, rows: Sequence[Sequence[int]]) -> list[int]:
-    # One more, as for a prediction of the last token.
-    ids = pad_rows([np.array([*row, 0], np.int32) for row in rows], 0)
-    logits = network(ids[:, :-1])
-    return [int(logits[number, len(row) - 1].argmax().item()) for number, row in enumerate(rows)]
+def _complete(network: Any, prompt: list[int]) -> list[int]:
+    ids, unread, cache = list(prompt), list(prompt), make_prompt_cache(network)
+    for _ in range(COMPLETION_TOKENS):
+        logits = network(mx.array([unread]), cache=cache)
+        unread = [int(logits[0, -1].argmax().item())]
+        ids += unread
+    return ids
 
 
 def _score(network: Any, rows: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -19,7 +19,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import Precision, TrainingConfig
 from trainers.modeling.load import pick_device, pick_precision
 from trainers.modeling.model_source import open_base
-from trainers.modeling.quantization.probes import make_probe_rows
+from trainers.modeling.quantization.probes import COMPLETION_TOKENS, render_probes
 from trainers.modeling.quantization.record import (
     QuantizedBase,
     make_probes,
@@ -50,7 +50,7 @@ class Nf4GapRecorder:
         """Write the record of the model's present adapter into the folder that contains it."""
         model = self._model
         with _evaluated(model):
-            rows = make_probe_rows(self._tokenizer, self._next_tokens)
+            rows = self._complete(render_probes(self._tokenizer))
             expected = self._score(rows)
         with _evaluated(model), _original_weights(model, self._layers, self._originals):
             found = self._score(rows)
@@ -90,11 +90,13 @@ class Nf4GapRecorder:
             digest.update(content.numpy().tobytes())
         return digest.hexdigest()
 
-    def _next_tokens(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        logits_btv = self._logits(rows)
-        return [
-            int(logits_tv[len(row) - 1].argmax()) for row, logits_tv in zip(rows, logits_btv, strict=True)
-        ]
+    def _complete(self, rows: list[list[int]]) -> list[list[int]]:
+        """Append the likeliest tokens; without a cache, which not every architecture has in one form."""
+        for _ in range(COMPLETION_TOKENS):
+            logits_btv = self._logits(rows)
+            for number, row in enumerate(rows):
+                row.append(int(logits_btv[number, len(row) - 1].argmax()))
+        return rows
 
     def _score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probability of each token but the first of each row."""

@@ -34,6 +34,7 @@ def trained(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     tuning = {"method": "lora", "rank": 4, "alpha": 8, "quantization": "4bit"}
     stage = {"stage": "sft", "base": str(starter), "dataset": str(folder / "rows.jsonl"), "tuning": tuning}
     more = {"backend": "mlx", "max_steps": 4, "batch_size": 8, "learning_rate": 5e-3, "preflight": "off"}
+    more |= {"save_every_steps": 2, "keep_checkpoints": 2}
     result = run_stage(stage | more, folder / "run")
     files.write_json(folder / "run" / "stage.json", stage | more)
     assert result is not None
@@ -98,12 +99,30 @@ def test_a_base_that_mlx_lm_has_quantized_is_published_in_a_form_that_every_engi
     stage["base"] = str(tmp_path / "4bit")
     with pytest.raises(ModelUnsupported, match="which no other engine loads"):
         run_stage(stage, tmp_path / "refused")
+    with pytest.raises(ModelUnsupported, match="format of mlx-lm, which torch does not read"):
+        run_stage(stage | {"backend": "torch"}, tmp_path / "torch")
     stage["tuning"]["publish_dequantized_base"] = True
     result = run_stage(stage, tmp_path / "run")
     assert result is not None and result["quantized_base"]["bits"] == 4
-    report = compare(tmp_path / "run" / "dequantized_base", tmp_path / "run" / "model")
+    # The checkpoints are adapters of the published base too.
+    checkpoint = tmp_path / "run" / files.checkpoints(tmp_path / "run")[0].path
+    for adapter in (tmp_path / "run" / "model", checkpoint):
+        report = compare(tmp_path / "run" / "dequantized_base", adapter)
+        assert report.passed and report.quantization is not None
+        assert report.quantization["found"]["max"] < 1e-4
+
+
+def test_each_checkpoint_states_the_gap_of_its_own_adapter(
+    trained: tuple[Path, dict[str, Any]], starter: Path
+) -> None:
+    run_dir = trained[0]
+    first, last = (run_dir / line.path for line in files.checkpoints(run_dir))
+    report = compare(starter, first)
     assert report.passed and report.quantization is not None
-    assert report.quantization["found"]["max"] < 1e-4
+    expected = report.quantization["expected"]
+    assert report.quantization["found"]["mean"] == pytest.approx(expected["mean"], abs=1e-4)
+    records = [find_quantized_base(str(folder)) for folder in (first, last, run_dir / "model")]
+    assert records[0] != records[1] == records[2]
 
 
 def test_an_adapter_that_was_changed_since_is_not_the_one_that_was_trained(
