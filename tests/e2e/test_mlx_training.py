@@ -1,7 +1,7 @@
 """Models and checkpoints that MLX has trained are used through the API as those of torch are.
 
-Goal: evaluate, deploy, merge, export, train further and download, for each form of the base. Method: a service
-with one worker on MLX's CPU device; a base as it is, rounded to 4 bits, and one that mlx-lm has quantized.
+Goal: evaluate, deploy, merge, export, train further and download, for each form of the base. Method: a
+service with one worker on MLX's CPU device; a base as it is, rounded to 4 bits, and quantized by mlx-lm.
 
     pytest -m slow tests/e2e/test_mlx_training.py
 """
@@ -72,7 +72,8 @@ def test_a_model_and_its_checkpoints_are_used_as_those_of_torch(platform: Platfo
         assert (report["passed"], report["quantization"] is not None) == (True, name != "whole")
         platform.post(f"/deployments/{deployment}/stop")
     archive = platform.client.get(f"/api/v1/models/{model}/download").content
-    files = {Path(member).name for member in tarfile.open(fileobj=io.BytesIO(archive)).getnames()}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = {Path(name).name for name in tar.getnames()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files
     assert ("quantized_base.json" in files) == (name != "whole")
 

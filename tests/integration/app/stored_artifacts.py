@@ -39,7 +39,7 @@ FILES = {
     "trainer_state.json": 10,
     "manifest.json": 5,
 }
-STATE_BYTES = 1400 + 20 + 20 + 60
+STATE_BYTES = 1400 + 20 + 20 + 60 + 60
 
 
 def run_collection(settings: Settings, **options: Any) -> tuple[CollectionReport, list[Removal]]:
