@@ -57,8 +57,8 @@ class Server:
         content: str = response["choices"][0]["message"]["content"]
         return content
 
-    def wait_until_ready(self) -> "Server":
-        wait_for(lambda: self.get("/health")[0] == 200 or self.process.poll() is not None, READY_SECONDS)
+    def wait_until_ready(self, seconds: float = READY_SECONDS) -> "Server":
+        wait_for(lambda: self.get("/health")[0] == 200 or self.process.poll() is not None, seconds)
         assert self.process.poll() is None, self.log.read_text()
         return self
 

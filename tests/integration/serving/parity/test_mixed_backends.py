@@ -40,6 +40,8 @@ starter.program(sys.argv[1:], standalone_mode=False)
 """
 TUNING = {"method": "lora", "rank": 8, "alpha": 16}
 COMMON: dict[str, Any] = {"batch_size": 16, "log_every_steps": 10, "preflight": "off", "queue": "cpu"}
+# Of an engine on a machine that other work has slowed down.
+START_SECONDS = 900.0
 ADAPTERS = ("sft-mlx", "dpo-torch", "dpo-mlx", "sft-mlx-4bit")
 
 
@@ -106,7 +108,7 @@ def served(chain: Path, kind: str, model: Path, *adapters: str) -> Iterator[Serv
         return
     arguments = ["--model", str(model), "--served-name", "base", *options]
     with serving(chain / f"{kind}.log", f"serving.engines.{kind}", *arguments) as server:
-        yield server.wait_until_ready()
+        yield server.wait_until_ready(START_SECONDS)
 
 
 @pytest.mark.parametrize("kind", ["hf", "mlx", pytest.param("vllm", marks=NEEDS_VLLM)])
