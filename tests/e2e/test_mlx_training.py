@@ -17,6 +17,7 @@ from tests.e2e.platform import LONG, Platform, sft_stage, wait_until
 
 mlx_lm = pytest.importorskip("mlx_lm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+BUSY_SECONDS = 900
 FOUR_BITS = {"method": "lora", "rank": 4, "alpha": 8, "quantization": "4bit"}
 ROUNDED = FOUR_BITS | {"publish_dequantized_base": True}
 BASES: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def evaluate(model: Any, engine: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", list(BASES))
 def test_a_model_and_its_checkpoints_are_used_as_those_of_torch(platform: Platform, name: str) -> None:
-    trained = platform.wait_until_finished(platform.submit(mlx_stage(platform, **BASES[name])))
+    trained = platform.wait_until_finished(platform.submit(mlx_stage(platform, **BASES[name])), BUSY_SECONDS)
     (run,) = trained["runs"]
     assert run["status"] == "succeeded", run["error"]
     model, checkpoint = run["model_id"], {"run": run["id"], "step": 4}
@@ -63,7 +64,7 @@ def test_a_model_and_its_checkpoints_are_used_as_those_of_torch(platform: Platfo
     uses += [{"stage": "export", "model": model, "formats": ["mlx"], "needs": []}]
     tuning = {"tuning": {"rank": 4, "alpha": 8}, "max_steps": 1}
     uses += [sft_stage(name="further", base=model, backend="torch", preflight="off", needs=[], **tuning)]
-    used = platform.wait_until_finished(platform.submit(*uses))
+    used = platform.wait_until_finished(platform.submit(*uses), BUSY_SECONDS)
     assert {use["name"]: use["error"] for use in used["runs"]} == {use["name"]: None for use in used["runs"]}
     for engine in ("hf", "mlx"):
         options = {"engine": engine, "parity": "on", "options": {"max_model_len": 128}}

@@ -20,6 +20,7 @@ from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import ModelUnsupported
 from trainers.modeling.model_source import open_adapter
 from trainers.runtime import run_dir as files
+from workers.outputs.fine_tuned import MODEL_FILES
 
 pytest.importorskip("mlx_lm")
 WEIGHTS = "adapter_model.safetensors"
@@ -142,3 +143,6 @@ def test_the_record_stays_with_the_adapter_where_it_is_verified(trained: tuple[P
     (trained[0] / "model" / "optimizer.pt").write_bytes(b"pickle")
     names = {path.name for path in Path(open_adapter(str(trained[0] / "model"))).iterdir()}
     assert "quantized_base.json" in names and "optimizer.pt" not in names
+    # A fine-tuning job publishes these of each checkpoint.
+    published = {path.name for glob in MODEL_FILES for path in (trained[0] / "model").glob(glob)}
+    assert "quantized_base.json" in published and "optimizer.pt" not in published
