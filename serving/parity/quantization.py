@@ -11,7 +11,11 @@ from serving.parity.reference import ReferenceModel
 from trainers.configs.training import Precision
 from trainers.modeling.quantization.record import QuantizedBase, measure_gap
 
-ROUNDING = {Precision.fp32: TOLERANCES["float32"], Precision.bf16: TOLERANCES["bfloat16"]}
+ROUNDING = {
+    Precision.fp32: TOLERANCES["float32"],
+    Precision.bf16: TOLERANCES["bfloat16"],
+    Precision.fp16: TOLERANCES["float16"],
+}
 
 
 def compare_training(reference: ReferenceModel, base: QuantizedBase, report: ParityReport) -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from serving.parity.__main__ import find_quantized_base
 from serving.parity.compare import ParityReport
-from serving.parity.quantization import compare_training
+from serving.parity.quantization import ROUNDING, compare_training
 from serving.parity.reference import ReferenceModel
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.base import AdaptedModel
+from trainers.configs.training import Precision
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import ModelUnsupported
 from trainers.modeling.model_source import open_adapter
@@ -111,6 +112,10 @@ def test_a_base_that_mlx_lm_has_quantized_is_published_in_a_form_that_every_engi
         report = compare(tmp_path / "run" / "dequantized_base", adapter)
         assert report.passed and report.quantization is not None
         assert report.quantization["found"]["max"] < 1e-4
+
+
+def test_a_record_of_any_precision_has_a_tolerance() -> None:
+    assert set(ROUNDING) == set(Precision) - {Precision.auto}
 
 
 def test_each_checkpoint_states_the_gap_of_its_own_adapter(
