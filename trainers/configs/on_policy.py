@@ -67,6 +67,13 @@ class EngineSampledConfig(OnPolicyConfig):
         engine = self.generation.engine
         return None if engine is None else engine.capability
 
+    @property
+    def node_obstacles(self) -> list[str]:
+        """Also vLLM: its engine serves the processes of one host."""
+        uses_vllm = self.generation is not GenerationBackend.transformers
+        fault = f"generation {self.generation} serves the processes of one host; use transformers"
+        return [*super().node_obstacles, *([fault] if uses_vllm else [])]
+
     @model_validator(mode="after")
     def _check_generation(self) -> Self:
         if self.generation.engine is None:

@@ -18,6 +18,7 @@ from trainers.configs.base import (
 from trainers.configs.presets import apply_presets
 
 MAX_HELD_OUT = 20
+MAX_NODES = 1024
 
 
 class Precision(StrEnum):
@@ -225,7 +226,14 @@ class TrainingConfig(StageConfig):
         description="Recompute activations in the backward pass, which costs up to a third more time and "
         "changes no result. `auto` does so for as few layers as the free memory requires; true for all.",
     )
-    devices: int = Field(1, ge=1, le=1024, description="Number of GPUs to train on, all in one host.")
+    devices: int = Field(1, ge=1, le=1024, description="Number of GPUs to train on, in each host.")
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=MAX_NODES,
+        description="Number of hosts to train on, each with `devices` GPUs; at most TUNESMITH_MAX_NODES. The "
+        "run starts when as many workers of its queue are free at once.",
+    )
     parallelism: Parallelism = Field(
         Parallelism.auto, description="How several GPUs share the run; `auto` is ddp."
     )
@@ -265,6 +273,18 @@ class TrainingConfig(StageConfig):
     def publishes_base(self) -> bool:
         """Whether the stage publishes the base of its adapter too, rounded to 4 bits."""
         return isinstance(self.tuning, LoraTuning) and self.tuning.publish_dequantized_base
+
+    @property
+    def processes(self) -> int:
+        """The processes of the run, on all of its hosts."""
+        return self.devices * self.nodes
+
+    @property
+    def node_obstacles(self) -> list[str]:
+        """Why several hosts cannot train it, each with what to do; empty if they can."""
+        if self.parallelism in (Parallelism.zero2, Parallelism.zero3):
+            return [f"parallelism {self.parallelism} saves checkpoints in parts on each host; use fsdp2"]
+        return []
 
     @property
     def uses_mlx(self) -> bool:
@@ -312,10 +332,10 @@ class TrainingConfig(StageConfig):
             )
         if values.get("micro_batch_size") is None:
             batch_size = values.get("batch_size", cls.model_fields["batch_size"].default)
-            devices = values.get("devices", 1)
-            if isinstance(batch_size, int) and isinstance(devices, int) and batch_size > 0 and devices > 0:
-                # If devices do not divide batch_size, `_check_fields` reports that.
-                rows = batch_size // devices or 1
+            counts = batch_size, values.get("devices", 1), values.get("nodes", 1)
+            if all(isinstance(count, int) and count > 0 for count in counts):
+                # If they do not divide batch_size, `_check_fields` reports that.
+                rows = batch_size // (counts[1] * counts[2]) or 1
                 values["micro_batch_size"] = next(n for n in range(min(8, rows), 0, -1) if rows % n == 0)
         return values
 
@@ -343,15 +363,22 @@ class TrainingConfig(StageConfig):
                 "compares log-probabilities with a reference; remove it"
             )
         assert self.micro_batch_size is not None
-        if self.batch_size % self.devices:
+        devices = f"devices {self.devices}" + (f" times nodes {self.nodes}" if self.nodes > 1 else "")
+        if self.batch_size % self.processes:
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of devices {self.devices}; every device "
+                f"batch_size {self.batch_size} is not a multiple of {devices}; every device "
                 "needs the same number of rows per step"
             )
-        if self.batch_size % (self.micro_batch_size * self.devices):
-            times = f" times devices {self.devices}" if self.devices > 1 else ""
+        if self.batch_size % (self.micro_batch_size * self.processes):
+            times = f" times {devices}" if self.processes > 1 else ""
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-                f"{times}; omit micro_batch_size, or set it to a divisor of {self.batch_size // self.devices}"
+                f"{times}; omit micro_batch_size, or set it to a divisor of {self.batch_size // self.processes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> Self:
+        if self.nodes > 1 and (obstacles := self.node_obstacles):
+            raise ValueError(f"nodes is {self.nodes}, and {obstacles[0]}, or omit nodes")
         return self

@@ -59,6 +59,7 @@ def _current_environment(config: TrainingConfig) -> dict[str, Any]:
     return {
         "micro_batch_size": config.micro_batch_size,
         "devices": config.devices,
+        **({"nodes": config.nodes} if config.nodes > 1 else {}),
         "parallelism": config.parallelism.value,
         "attention": pick_attention(
             config.attention, device, load_config(get_base_model(config.base)), config.precision

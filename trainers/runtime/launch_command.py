@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,34 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 logger = logging.getLogger("trainers")
 
 
-def build_command(python: str, config: Any, config_path: Path, run_dir: Path) -> list[str]:
+@dataclass(frozen=True)
+class NodePlace:
+    """The place of a host among those of a run: its rank, its address, and where the first one listens."""
+
+    rank: int
+    count: int
+    address: str
+    master_address: str
+    master_port: int
+    rendezvous_id: str
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of torch's launcher. A host that fails ends all: the run resumes with all again."""
+        return [
+            *("--nnodes", str(self.count), "--node_rank", str(self.rank), "--max-restarts", "0"),
+            *("--rdzv_backend", "static", "--rdzv_id", self.rendezvous_id, "--local_addr", self.address),
+            *("--master_addr", self.master_address, "--master_port", str(self.master_port)),
+        ]
+
+
+def build_command(
+    python: str, config: Any, config_path: Path, run_dir: Path, place: NodePlace | None = None
+) -> list[str]:
     """Return the command of a stage's program, with torch's launcher where the stage has several devices.
 
     torch's launcher starts the requested number of processes on a CPU too; `accelerate launch` starts one
-    there and exits with status 0.
+    there and exits with status 0. With a `place`, the host is one of several.
     """
     stage = StageKind(config.stage).stage
     uses_mlx = isinstance(config, TrainingConfig) and config.uses_mlx
@@ -32,9 +56,10 @@ def build_command(python: str, config: Any, config_path: Path, run_dir: Path) ->
     assert module is not None, f"the worker itself runs the stage {config.stage}"
     program = [module, "--config", str(config_path), "--run-dir", str(run_dir)]
     devices = config.devices if isinstance(config, TrainingConfig) else 1
-    if devices == 1:
+    if devices == 1 and place is None:
         return [python, "-m", *program]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)]
+    hosts = ["--standalone"] if place is None else place.arguments
+    launcher = ["torch.distributed.run", *hosts, "--nproc_per_node", str(devices)]
     # The launcher's default kills, 30 s after SIGTERM, a process that still saves a checkpoint. How long to
     # wait is the caller's decision.
     launcher += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]
@@ -72,7 +97,7 @@ def sees_too_many_gpus(config: Any, environment: Mapping[str, str], count: int) 
 
 def parallel_arguments(config: TrainingConfig) -> dict[str, Any]:
     """Return the Trainer's arguments for several processes, from a file in `trainers/accelerate`."""
-    if config.devices == 1:
+    if config.processes == 1:
         return {}
     chosen = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism
     arguments: dict[str, Any] = yaml.safe_load((FOLDER / f"{chosen}.yaml").read_text(encoding="utf-8"))

@@ -56,6 +56,16 @@ def is_first_of_host() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def node_rank() -> int:
+    """Return the number of this host among those of the run."""
+    return int(os.environ.get("GROUP_RANK", "0"))
+
+
+def node_count() -> int:
+    """Return the number of hosts of the run."""
+    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
 class RankWatch:
     """The thread of a rank that ends it when another rank has failed."""
 

@@ -119,10 +119,12 @@ def total_steps(config: TrainingConfig, rows: int, rows_per_step: int) -> int:
 
 def _check_processes(config: TrainingConfig) -> None:
     """Raise ConfigInvalid if the stage was started with another number of processes than it has devices."""
-    if world_size() != config.devices:
+    if world_size() != config.processes:
+        hosts = f" and nodes is {config.nodes}" if config.nodes > 1 else ""
+        option = f"--nnodes {config.nodes} " if config.nodes > 1 else ""
         raise ConfigInvalid(
-            f"devices is {config.devices}, but the number of processes is {world_size()}.",
-            "Start the stage with `python -m torch.distributed.run --nproc_per_node "
+            f"devices is {config.devices}{hosts}, but the number of processes is {world_size()}.",
+            f"Start the stage with `python -m torch.distributed.run {option}--nproc_per_node "
             f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
         )
 
@@ -130,7 +132,7 @@ def _check_processes(config: TrainingConfig) -> None:
 def _accumulation_steps(config: TrainingConfig) -> int:
     """Return the micro-batches per device and step."""
     assert config.micro_batch_size is not None
-    return config.batch_size // (config.micro_batch_size * config.devices)
+    return config.batch_size // (config.micro_batch_size * config.processes)
 
 
 def _uses_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from datetime import timedelta
 from functools import cache
@@ -17,6 +18,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.environment import actual_resume_guarantee, save_environment
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
+from trainers.runtime.ranks import is_first_of_host, node_count, node_rank, world_size
 from trainers.training.checkpoints.interval import CheckpointTimer
 from trainers.training.diagnosis.loss_trend import LossTrend, describe_trend, find_loss_problem, is_due
 from trainers.training.diagnosis.non_finite import diagnose_non_finite, find_damaged_weight
@@ -25,6 +27,7 @@ from trainers.training.diagnosis.weight_changes import WeightChangeDetector, des
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
 TConfig = TypeVar("TConfig", bound=TrainingConfig)
+T = TypeVar("T")
 
 # Rank 0 checks the rows, hashes and writes a checkpoint, and gathers a model, while the others wait.
 WAIT_TIMEOUT_SECONDS = 4 * 3600
@@ -148,8 +151,9 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
     ) -> None:
         # Every process writes its own random state into the folder, so wait for all before publishing it.
         wait_for_all()
+        written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        _gather_from_hosts(written)
         if is_main_process():
-            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             pack_best_model(self._run_dir, written)
             save_environment(self._config, written)
             self._changes.save(written)
@@ -161,6 +165,33 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
 
 def _logged_losses(state: TrainerState) -> list[float]:
     return [entry["loss"] for entry in state.log_history if "loss" in entry]
+
+
+def _gather_from_hosts(folder: Path) -> None:
+    """Move what the processes of other hosts have written for a checkpoint into the first host's folder.
+
+    Those are random states of some kilobytes: without them, the other hosts' processes would draw others
+    after a resume.
+    """
+    if node_count() == 1:
+        return
+    is_sender = node_rank() > 0 and is_first_of_host()
+    own = {path.name: path.read_bytes() for path in folder.glob("*")} if is_sender else {}
+    gathered: list[Any] | None = [None] * world_size() if is_main_process() else None
+    distributed.gather_object(own, gathered, dst=0, group=_waiting_group())
+    for name, content in (item for files in gathered or () for item in files.items()):
+        (folder / name).write_bytes(content)
+    if is_sender:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_from_first(value: T) -> T:
+    """Return the value that the first process passes: others may see another run directory."""
+    if not distributed.is_initialized():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0, group=_waiting_group())
+    return values[0]
 
 
 def wait_for_all() -> None:

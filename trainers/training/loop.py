@@ -14,6 +14,7 @@ from trainers.modeling.load import count_parameters
 from trainers.modeling.quantization.nf4_callback import make_gap_callback
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import StopFlag, StopRequested, is_main_process
+from trainers.runtime.ranks import is_first_of_host
 from trainers.training.callback import RunDirCallback, wait_for_all
 from trainers.training.checkpoints.agreement import find_checkpoint
 from trainers.training.validation import has_stopped_early, unpack_best_model
@@ -41,6 +42,7 @@ def run_training_loop(
     if is_main_process():
         trainable, total = count_parameters(trainer.model)
         logger.info("%d of %d parameters are trained, on %s.", trainable, total, data_summary)
+    if is_first_of_host():
         shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
     checkpoint = find_checkpoint(run_dir)
     if is_main_process() and checkpoint is not None:
@@ -55,7 +57,7 @@ def run_training_loop(
             _resume(trainer, config, callback, checkpoint)
     finally:
         # After a failure too: on a full disk this makes room for error.json.
-        if is_main_process():
+        if is_first_of_host():
             shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
     if trainer.state.global_step < trainer.state.max_steps and not has_stopped_early(config, trainer.state):
         raise StopRequested

@@ -18,7 +18,7 @@ from trainers.modeling.quantization.nf4_callback import record_published_gap
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
-from trainers.training.callback import wait_for_all
+from trainers.training.callback import take_from_first, wait_for_all
 from trainers.training.diagnosis.peak_memory import measure_peak
 from trainers.training.validation import (
     BEST_MODEL,
@@ -45,7 +45,7 @@ def save_model(
     trainer: Trainer, config: TrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Publish `model/`: the model with the lowest validation loss, or the last one without validation."""
-    if publishes_best(trainer.state, run_dir):
+    if take_from_first(publishes_best(trainer.state, run_dir)):
         if is_main_process():
             publish_best(trainer.state, run_dir)
         wait_for_all()

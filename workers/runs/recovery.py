@@ -38,7 +38,7 @@ def reduce_memory(error: TunesmithError, config: dict[str, Any], recomputes_all:
     if stage.micro_batch_size == 1 or stage.micro_batch_losses:
         error.hint = _offer_less_memory(stage)
         return AttemptOutcome(error)
-    rows_per_device = stage.batch_size // stage.devices
+    rows_per_device = stage.batch_size // stage.processes
     smaller = next(n for n in range(stage.micro_batch_size // 2, 0, -1) if rows_per_device % n == 0)
     message = (
         f"The device ran out of memory with micro_batch_size {stage.micro_batch_size}. The run resumes from "

@@ -181,7 +181,7 @@ def _is_inside(path: Path, run_dir: Path) -> bool:
 
 def _was_killed_for_memory(launch: Launch, exit_status: int) -> bool:
     # The kernel kills one of several ranks, and their launcher reports a status of its own.
-    has_ranks = isinstance(launch.config, TrainingConfig) and launch.config.devices > 1
+    has_ranks = isinstance(launch.config, TrainingConfig) and launch.config.processes > 1
     is_killed = has_ranks or exit_status == guard_options.EXIT_SIGNAL_BASE + signal.SIGKILL
     return is_killed and recovery.count_oom_kills() > launch.n_oom_kills
 

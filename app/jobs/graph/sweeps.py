@@ -190,7 +190,7 @@ class _Sweep:
         given = self._sweep.get(SweptField.batch_size, [])
         sizes = [size for size in given if type(size) is int and size > 0]
         if sizes:
-            per_device = [size // self._stage.devices for size in sizes]
+            per_device = [size // self._stage.processes for size in sizes]
             fields["micro_batch_size"] = math.gcd(self._stage.micro_batch_size or 1, *per_device) or 1
             if SweptField.batch_size not in values:
                 fields["batch_size"] = sizes[0]

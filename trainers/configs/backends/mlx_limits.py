@@ -20,6 +20,8 @@ def _list_setting_obstacles(config: TrainingConfig) -> list[str]:
     obstacles = []
     if config.devices > 1:
         obstacles.append(f"devices is {config.devices}, and a Mac has one; several need queue cuda")
+    if config.nodes > 1:
+        obstacles.append(f"nodes is {config.nodes}, and MLX trains on one host; several need queue cuda")
     if config.parallelism is not Parallelism.auto:
         obstacles.append(f"parallelism {config.parallelism} needs several GPUs; omit it, or use queue cuda")
     # MLX computes attention as `eager` does, softcapping included.

@@ -90,6 +90,12 @@ class DpoConfig(PortableTrainingConfig):
         return [loss.value for loss in self.losses if loss.depends_on_micro_batch]
 
     @property
+    def node_obstacles(self) -> list[str]:
+        """Also what the first process alone computes and caches on its host."""
+        cached = ["precompute_reference keeps its results on one host; omit it"]
+        return [*super().node_obstacles, *(cached if self.precompute_reference else [])]
+
+    @property
     def mlx_obstacles(self) -> list[str]:
         """See `TrainingConfig`."""
         lacking = [loss.value for loss in self.losses if not loss.has_mlx]

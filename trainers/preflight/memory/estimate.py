@@ -148,8 +148,8 @@ def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySetti
         micro_batch_size=config.micro_batch_size,
         checkpointing=config.activation_checkpointing is True,
         quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None,
-        parallelism=parallelism if config.devices > 1 else Parallelism.auto,
-        devices=config.devices,
+        parallelism=parallelism if config.processes > 1 else Parallelism.auto,
+        devices=config.processes,
     )
 
 
@@ -241,5 +241,5 @@ def _plan_to_fields(config: TrainingConfig, plan: MemorySettings) -> dict[str, A
         "activation_checkpointing": plan.checkpointing,
         "quantization": Quantization.four_bit if plan.quantized else None,
         "parallelism": plan.parallelism,
-        "devices": plan.devices,
+        "devices": config.devices,
     }
