@@ -34,6 +34,7 @@ from app.tables import (
     JobLabel,
     Promotion,
     Run,
+    RunMember,
     RunNeed,
     RunStatus,
     Scope,
@@ -159,6 +160,7 @@ def delete(session: Session, job_id: str) -> None:
     of_runs = (
         (Batch, Batch.run_id),
         (RunNeed, RunNeed.run_id),
+        (RunMember, RunMember.run_id),
         (Comparison, Comparison.run_id),
         (Event, Event.run_id),
         (Checkpoint, Checkpoint.run_id),

@@ -16,6 +16,7 @@ from app.models.templates import check_stage_templates
 from app.settings import Settings
 from app.tables import Job, Worker
 from app.workers import service as workers
+from app.workers.capable import filter_capable_workers
 from trainers.configs import (
     AnyStage,
     DistillConfig,
@@ -173,7 +174,7 @@ def _explain_missing_input(draft: _Draft, config: AnyStage) -> str | None:
 def _list_hosts(alive_workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[HostMemory]:
     """Return the memory of the hosts whose workers can run the stage."""
     hosts = []
-    for worker in workers.filter_capable_workers(alive_workers, queue, stage):
+    for worker in filter_capable_workers(alive_workers, queue, stage):
         gpus = worker.hardware.get("gpus", [])
         if queue is Queue.cuda and gpus:
             memory_bytes = min(gpu["memory_bytes"] or worker.hardware["memory_bytes"] for gpu in gpus)

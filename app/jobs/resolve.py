@@ -11,6 +11,7 @@ from app.hosts.job_hosts import can_use_host
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.backends import check_backend
 from app.jobs.graph.gates import check_gate
+from app.jobs.graph.nodes import check_nodes
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
 from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
@@ -86,6 +87,7 @@ def resolve_stages(
         errors += check_served_models(session, stage, path, settings)
         errors += check_python_graders(stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
+        errors += check_nodes(stage, choice.queue, path, settings, has_own_host=spec.host is not None)
         errors += check_backend(stage, choice.queue, alive.read(session), path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)

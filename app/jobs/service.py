@@ -32,6 +32,7 @@ from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
 from app.runs.graph import Needs, group_needs, list_needed_names, load_needs
+from app.runs.groups.members import list_shown_members
 from app.runs.names import make_full_name
 from app.runs.schemas import run_view
 from app.runs.service import list_warnings
@@ -40,6 +41,7 @@ from app.storage.database import Rows, read_session, transaction
 from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id, new_row
 from app.workers import service as workers
+from app.workers.capable import filter_capable_workers
 from trainers.configs import AnyStage, StageKind
 from trainers.configs.backends.choice import describe_backend
 from trainers.configs.clouds.offers import HostSpec
@@ -225,7 +227,10 @@ def _view(
 ) -> JobView:
     waiting = workers.explain_waiting(session, alive, runs, needs)
     needed = list_needed_names(runs, needs)
-    views = [run_view(run, waiting.get(run.id), needed[run.id]) for run in runs]
+    members = list_shown_members(session, runs)
+    views = [
+        run_view(run, waiting.get(run.id), needed[run.id], members.get(run.id, [])) for run in runs
+    ]
     return job_view(job, runs, views, deleted_inputs, list_warnings(session, runs))
 
 
@@ -259,6 +264,7 @@ def _new_run(job: Job, position: int, stage: ResolvedStage, run_id: str) -> Run:
         priority=job.priority,
         config=stage.config.model_dump(mode="json"),
         device_count=stage.config.device_count,
+        nodes=stage.config.node_count,
         capability=stage.config.capability,
     )
 
@@ -269,12 +275,13 @@ def _planned_stage_view(
     models = [ref for ref in find_references(stage.config) if isinstance(ref, ModelField)]
     dataset = stage.datasets.get("dataset")
     needs = stage.queue, stage.kind, stage.config.device_count, stage.config.capability
+    nodes = stage.config.node_count
     if host is not None and runs_on_host(stage):
         capable: list[Worker] = []
         waiting_for: str | None = f"A host {host.type} of {host.cloud}, which is launched for the job."
     else:
-        capable = workers.filter_capable_workers(alive_workers, *needs)
-        waiting_for = workers.explain_missing_worker(alive_workers, *needs)
+        capable = filter_capable_workers(alive_workers, *needs)
+        waiting_for = workers.explain_missing_worker(alive_workers, *needs, nodes)
     return PlannedStageView(
         name=stage.name,
         stage=stage.kind,

@@ -51,7 +51,7 @@ def select_claimable(
             or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
             or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
             or_(col(Run.capability).is_(None), col(Run.capability).in_(_join_all(free.capabilities))),
-            *_suits_host(free),
+            *suits_host(free),
         ]
     return (
         select(col(Run.id))
@@ -98,13 +98,17 @@ def select_next(
     stages: Sequence[StageKind],
     free: FreeResources | None,
     max_overtake_seconds: float | None,
+    ahead_of: tuple[int, str] | None = None,
 ) -> Select[str]:
-    """Select the ids of the runs to claim on one queue, in order.
+    """Select the ids of the runs to claim on one queue, in order; with `ahead_of`, only those ahead of it.
 
     Runs behind one that has waited for GPUs for longer than `max_overtake_seconds` are left out, unless they
     need no device.
     """
-    claimable = select_claimable([queue], stages, free)
+    # A run on several hosts is claimed by a group of workers: see `runs/groups`.
+    claimable = select_claimable([queue], stages, free).where(col(Run.nodes) == 1)
+    if ahead_of is not None:
+        claimable = claimable.where(or_(col(Run.device_count) == 0, is_ahead_of(*ahead_of)))
     if free is not None and max_overtake_seconds is not None and queue is Queue.cuda:
         starved = _find_starved(session, stages, free, max_overtake_seconds)
         if starved is not None:
@@ -122,13 +126,13 @@ def _find_starved(
         col(Run.device_count) > free.gpus,
         col(Run.device_count) <= free.max_gpus,
         col(Run.created_at) < database_now(-max_overtake_seconds),
-        *_suits_host(free),
+        *suits_host(free),
     )
     row = session.execute(waiting.with_only_columns(col(Run.priority), col(Run.id)).limit(1)).first()
     return row and (row[0], row[1])
 
 
-def _suits_host(free: FreeResources) -> list[ColumnElement[bool]]:
+def suits_host(free: FreeResources) -> list[ColumnElement[bool]]:
     """Return the conditions that a run may be executed on the worker's host.
 
     A host of one job takes no other runs, and nobody else takes those of a job with a host of its own.

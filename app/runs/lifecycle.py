@@ -77,17 +77,24 @@ def claim(
     lease_seconds: float,
     free: FreeResources | None = None,
     max_overtake_seconds: float | None = None,
+    ahead_of: tuple[int, str] | None = None,
 ) -> Run | None:
     """Claim the first run, by priority and then age, that the worker can execute; None if there is none.
 
     A run that has waited for GPUs for longer than `max_overtake_seconds` is not overtaken any more by runs
-    that need fewer: the worker keeps the GPUs that become free for it. None means no limit.
+    that need fewer: the worker keeps the GPUs that become free for it. None means no limit. With `ahead_of`,
+    a priority and an id, only runs ahead of that one are claimed.
     """
     for queue in order_queues(session, queues, stages, free):
-        claimable = select_next(session, queue, stages, free, max_overtake_seconds)
+        claimable = select_next(session, queue, stages, free, max_overtake_seconds, ahead_of)
         if (run := _claim_first(session, worker_id, claimable, lease_seconds)) is not None:
             return run
     return None
+
+
+def claim_group(session: Session, run_id: str, worker_id: str, lease_seconds: float) -> Run | None:
+    """Claim a run for the leader of the group that will execute it; None if it is not queued any more."""
+    return _claim_first(session, worker_id, select(col(Run.id)).where(col(Run.id) == run_id), lease_seconds)
 
 
 def move(

@@ -1,5 +1,6 @@
 """Response schemas of the run endpoints."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -44,6 +45,19 @@ class TrackingLinkView(BaseModel):
     )
 
 
+class RunMemberView(BaseModel):
+    """A worker that takes part in the last attempt at a run on several hosts."""
+
+    node_rank: int = Field(description="Rank of the host; 0 is the leader, which publishes what the run makes.")
+    worker_id: str = Field(description="Id of the worker.")
+    worker: str | None = Field(description="Name of the worker; null if its row was deleted.")
+    host: str | None = Field(description="Name of its host.")
+    address: str = Field(description="Address at which the other hosts reach it.")
+    ready_at: datetime | None = Field(description="When the inputs of the run were on its disk.")
+    ended_at: datetime | None = Field(description="When its program ended; null while it runs, or if it was lost.")
+    error: ErrorView | None = Field(description="Why its program failed.")
+
+
 class RunView(BaseModel):
     """The execution of one stage."""
 
@@ -72,6 +86,9 @@ class RunView(BaseModel):
     progress: float = Field(description="Share of the steps that are done, from 0 to 1.")
     eta_seconds: float | None = Field(description="Estimated time until the last step; null if unknown.")
     worker_id: str | None = Field(description="Id of the worker that executes it now.")
+    members: list[RunMemberView] = Field(
+        description="The workers of the last attempt at a run with `nodes` above 1; empty for all others."
+    )
     created_at: datetime = Field(description="When the job was submitted.")
     started_at: datetime | None = Field(description="When the first attempt started.")
     finished_at: datetime | None = Field(description="When it succeeded, failed or was cancelled.")
@@ -203,16 +220,19 @@ class CheckpointView(BaseModel):
     created_at: datetime = Field(description="When it was published.")
 
 
-def run_view(run: Run, waiting_for: str | None, needs: list[str]) -> RunView:
+def run_view(
+    run: Run, waiting_for: str | None, needs: list[str], members: Sequence[Mapping[str, Any]] = ()
+) -> RunView:
     """Build the view of a run; `waiting_for` explains why a queued run has not started.
 
-    `needs` are the names of the stages that it needs directly.
+    `needs` are the names of the stages that it needs directly, `members` the workers of its last attempt.
     """
     return RunView(
         **run.model_dump(include=RunView.model_fields.keys() & Run.model_fields.keys()),
         needs=needs,
         when=GateOutcome(run.config.get("when", GateOutcome.met)),
         waiting_for=waiting_for,
+        members=[RunMemberView.model_validate(member) for member in members],
         progress=progress(run),
         eta_seconds=eta_seconds(run),
         backend=_backend(run),

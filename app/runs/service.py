@@ -8,6 +8,7 @@ from sqlmodel import Session, col
 from app.http.errors import NotFound
 from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
 from app.runs.graph import list_needed_names, load_needs
+from app.runs.groups.members import list_shown_members
 from app.runs.schemas import RunView, RunWarningView, run_view, warning_view
 from app.settings import Settings
 from app.tables import Checkpoint, Event, EventType, Run
@@ -39,7 +40,8 @@ def view_run(session: Session, settings: Settings, run_id: str) -> RunView:
     runs_of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
     runs, needs = session.scalars(runs_of_job).all(), load_needs(session, run.job_id)
     waiting = workers.explain_waiting(session, workers.AliveWorkers(settings), runs, needs).get(run.id)
-    return run_view(run, waiting, list_needed_names(runs, needs)[run.id])
+    members = list_shown_members(session, [run]).get(run.id, [])
+    return run_view(run, waiting, list_needed_names(runs, needs)[run.id], members)
 
 
 def list_events(

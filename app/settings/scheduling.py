@@ -6,12 +6,14 @@ from typing import Annotated, Self
 from pydantic import (
     BeforeValidator,
     Field,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings
 
 from trainers.configs import Queue, StageKind, StageLimits
 from trainers.configs.base import MAX_NEEDS
+from trainers.configs.training import MAX_NODES
 
 
 class SchedulingSettings(BaseSettings):
@@ -57,6 +59,22 @@ class SchedulingSettings(BaseSettings):
         description="Seconds for which runs that need fewer GPUs may start before an older run that waits "
         "for more GPUs; after that, GPUs that become free are kept for it.",
     )
+    max_nodes: int = Field(
+        8, ge=1, le=MAX_NODES, description="Maximum of `nodes`, the hosts on which one run may train."
+    )
+    node_address: str = Field(
+        "",
+        max_length=255,
+        description="Address at which other hosts reach this one in runs on several hosts; empty means that "
+        "of the route to the database. A worker behind a tunnel takes no part unless it is set. Traffic "
+        "between the hosts is neither authenticated nor encrypted: use a private network.",
+    )
+    node_ports: str = Field(
+        "29500-29599",
+        pattern=r"^[0-9]{1,5}-[0-9]{1,5}$",
+        description="Ports of the first host of such a run, of which one is where the processes meet. They then "
+        "also connect to each other on ports that the system chooses.",
+    )
     device_locks_dir: Path = Field(
         Path("/tmp/tunesmith-gpus"),  # noqa: S108 — all users of the host must use the same folder
         description="Folder of the lock files with which the workers of a host share its GPUs.",
@@ -85,6 +103,20 @@ class SchedulingSettings(BaseSettings):
         '3600, "max_memory_bytes": null}}`; null means no limit. A limit that is not named keeps its '
         "default. A job may set lower ones, and a worker's own apply as well.",
     )
+
+    @property
+    def node_port_range(self) -> range:
+        """The ports of `node_ports`."""
+        first, last = map(int, self.node_ports.split("-"))
+        return range(first, last + 1)
+
+    @field_validator("node_ports")
+    @classmethod
+    def _check_ports(cls, value: str) -> str:
+        first, last = map(int, value.split("-"))
+        if not 1024 <= first <= last <= 65535:
+            raise ValueError("write two ports from 1024 to 65535, such as 29500-29599, the lower one first")
+        return value
 
     def limits_of(self, stage: StageKind) -> StageLimits:
         """Return the limits of one attempt at a stage of this kind."""

@@ -107,6 +107,12 @@ class StorageSettings(BaseSettings):
         "created if the database is the embedded one. A backup does not contain it.",
     )
 
+    @property
+    def is_team(self) -> bool:
+        """Whether workers on other hosts can reach the database and the broker."""
+        urls = self.database_url.get_secret_value(), self.broker_url.get_secret_value()
+        return not urls[0].startswith("sqlite") and not urls[1].startswith("filesystem")
+
     @model_validator(mode="after")
     def _fill_locations(self) -> Self:
         """Fill the locations that depend on the data directory, and make paths absolute."""

@@ -22,7 +22,7 @@ from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCh
 from app.tables.openai_api.rescue import Rescue
 from app.tables.openai_api.stored_completion import StoredCompletion, StoredResponse
 from app.tables.openai_api.upload import Upload, UploadPart, UploadStatus
-from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
+from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunMember, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
 from app.tables.worker import Worker
 
@@ -69,6 +69,7 @@ __all__ = [
     "RequiredEnd",
     "Rescue",
     "Run",
+    "RunMember",
     "RunNeed",
     "RunStatus",
     "Scope",

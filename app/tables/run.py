@@ -77,6 +77,16 @@ class Run(SQLModel, table=True):
         Index("ix_run_queue_id", "queue", "id"),
         Index("ix_run_worker_id", "worker_id", "id"),
         Index("ix_run_fingerprint", "fingerprint", "id"),
+        # A worker that is free looks for runs on several hosts as often as for others.
+        Index(
+            "ix_run_nodes",
+            "status",
+            "queue",
+            text("priority DESC"),
+            "id",
+            sqlite_where=text("nodes > 1"),
+            postgresql_where=text("nodes > 1"),
+        ),
     )
 
     id: str = Field(default_factory=lambda: new_id("run"), primary_key=True)
@@ -90,6 +100,7 @@ class Run(SQLModel, table=True):
     config: dict[str, Any] = Field(sa_type=Json)
     device_count: int = Field(default=1, description="Devices that the run reserves on the queue `cuda`.")
 
+    nodes: int = Field(default=1, description="Workers that execute it together, with such devices each.")
     capability: str | None = Field(
         default=None, description="What a worker must have besides the packages of the stage."
     )
@@ -165,3 +176,24 @@ class RunNeed(SQLModel, table=True):
         description="`succeeded`; `failed`, for a stage that runs when a gate is not met; or `finished`, for "
         "one that runs when the other has succeeded or failed.",
     )
+
+
+class RunMember(SQLModel, table=True):
+    """A worker of a run on several hosts: an offer until the attempt is claimed, then one of its nodes."""
+
+    __tablename__ = "run_member"
+
+    run_id: str = Field(foreign_key="run.id", primary_key=True)
+    attempt: int = Field(primary_key=True)
+    worker_id: str = Field(primary_key=True)
+    node_rank: int | None = Field(default=None, description="0 is the leader; null is an offer.")
+    address: str = Field(description="Address at which the other nodes reach this one.")
+    port: int | None = Field(default=None, description="Of the leader: where the processes meet.")
+    expires_at: datetime | None = time_field(description="End of the offer, or of the member's heartbeat.")
+    ready_at: datetime | None = time_field(description="When its inputs were on its disk.")
+    is_stopping: bool = Field(default=False, description="Whether its worker is shutting down.")
+    ended_at: datetime | None = time_field(description="When its program ended.")
+    error: dict[str, Any] | None = Field(
+        default=None, sa_type=Json, description="Why its program failed, with the time of the error."
+    )
+    created_at: datetime = time_field(default_now=True)

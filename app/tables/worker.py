@@ -39,6 +39,10 @@ class Worker(SQLModel, table=True):
     host_id: str | None = Field(
         default=None, index=True, description="The launched host on which it runs; null on other machines."
     )
+    node_address: str | None = Field(
+        default=None,
+        description="Address at which other hosts reach this one; null if no run on several hosts can use it.",
+    )
     job_id: str | None = Field(default=None, description="The job for which alone its host was launched.")
     started_at: datetime = time_field(default_now=True)
     last_seen_at: datetime | None = time_field(index=True)

@@ -8,6 +8,7 @@ from sqlmodel import Session
 from app.settings import Settings
 from app.tables import Worker
 from app.workers import service as workers
+from app.workers.capable import filter_capable_workers
 from app.workers.host_hardware import HostHardware, describe_devices, local_hardware
 from app.workers.slots import count_gpus
 from trainers.configs import Queue, StageKind
@@ -59,7 +60,7 @@ def choose_queue(
     for queue in suitable:
         capable = [
             worker
-            for worker in workers.filter_capable_workers(
+            for worker in filter_capable_workers(
                 alive_workers, queue, kind, capability=capabilities.get(queue)
             )
             if queue is not Queue.cuda or count_gpus(worker)

@@ -16,8 +16,9 @@ from app.runs.graph import Needs
 from app.settings import Settings, get_settings
 from app.storage.database import database_now, read_session
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunNeed, RunStatus, Worker
+from app.workers.capable import explain_busy_nodes, explain_missing_nodes, filter_capable_workers
 from app.workers.schemas import WorkerView
-from app.workers.slots import count_free_slots, count_gpus
+from app.workers.slots import count_free_slots, count_gpus, select_held_nodes
 from trainers.configs import EngineKind, Queue, StageKind
 from trainers.configs.engines import split_capabilities
 from trainers.configs.stages.migration.fetch import OPENAI
@@ -167,42 +168,17 @@ def view_workers(session: Session, settings: Settings, workers: Sequence[Worker]
     ]
 
 
-def filter_capable_workers(
-    workers: Sequence[Worker],
-    queue: Queue,
-    stage: StageKind,
-    device_count: int = 0,
-    capability: str | None = None,
-    job_id: str | None = None,
-) -> list[Worker]:
-    """Return the workers that serve the queue and can run the stage.
-
-    They have enough GPUs on `cuda`, and the capabilities that are needed, joined by `+`. With `job_id` only
-    those count whose host was launched for that job, without it only those that serve all.
-    """
-    needed = split_capabilities(capability)
-    n_gpus = device_count if queue is Queue.cuda else 0
-    return [
-        worker
-        for worker in workers
-        if worker.job_id == job_id
-        and queue in worker.queues
-        and stage in worker.stages
-        and count_gpus(worker) >= n_gpus
-        and needed <= set(worker.capabilities)
-    ]
-
-
 def explain_missing_worker(
     workers: Sequence[Worker],
     queue: Queue,
     stage: StageKind,
     device_count: int = 0,
     capability: str | None = None,
+    nodes: int = 1,
 ) -> str | None:
-    """Return why none of the workers can take a run of the stage, or None if one can."""
-    if filter_capable_workers(workers, queue, stage, device_count, capability):
-        return None
+    """Return why none of the workers, or too few for several nodes, can take a run; None if they can."""
+    if found := filter_capable_workers(workers, queue, stage, device_count, capability):
+        return explain_missing_nodes(found, queue, nodes, device_count)
     if lacking := filter_capable_workers(workers, queue, stage, device_count):
         return _explain_missing_capability(lacking, queue, str(capability))
     if capable := filter_capable_workers(workers, queue, stage):
@@ -245,7 +221,9 @@ def explain_waiting(
         reasons[run.id] = (
             _explain_needs(runs, needs.get(run.id, ()))
             or (explain_host_wait(session, run.job_id) if run.own_host else None)
-            or explain_missing_worker(workers, run.queue, run.stage, run.device_count, run.capability)
+            or explain_missing_worker(
+                workers, run.queue, run.stage, run.device_count, run.capability, run.nodes
+            )
             or _explain_disk_wait(run)
             or _explain_retry_delay(session, run)
             or _explain_busy_workers(session, run, workers)
@@ -287,6 +265,8 @@ def _explain_busy_workers(session: Session, run: Run, workers: Sequence[Worker])
     capable = filter_capable_workers(workers, run.queue, run.stage, run.device_count, run.capability)
     n_needed = run.device_count if run.queue is Queue.cuda else min(run.device_count, 1)
     free = count_free_slots(session, workers)
+    if run.nodes > 1:
+        return explain_busy_nodes(workers, run, free)
     most_free = max(free[worker.id][run.queue] for worker in capable)
     if n_needed <= most_free:
         return None
@@ -312,7 +292,7 @@ def _load_assignments(session: Session, worker_ids: Sequence[str]) -> dict[str, 
     runs = select(col(Run.worker_id), col(Run.id)).where(
         col(Run.worker_id).in_(worker_ids), col(Run.status).in_(HELD)
     )
-    for worker_id, run_id in session.execute(runs):
+    for worker_id, run_id in [*session.execute(runs), *session.execute(select_held_nodes(worker_ids))]:
         assignments[worker_id].runs.append(run_id)
     statuses = [status for status in DeploymentStatus if status.held]
     deployments = select(col(Deployment.worker_id), col(Deployment.id)).where(

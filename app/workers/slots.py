@@ -3,10 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlmodel import Session, col
 
-from app.tables import HELD, Deployment, DeploymentStatus, Run, Worker
+from app.tables import HELD, Deployment, DeploymentStatus, Run, RunMember, Worker
 from trainers.configs import EngineOptions, Queue
 
 FreeSlots = Mapping[str, Mapping[Queue, int]]
@@ -42,7 +42,9 @@ def _count_used_slots(session: Session, worker_ids: Sequence[str]) -> Counter[tu
     runs = select(col(Run.worker_id), col(Run.queue), col(Run.device_count)).where(
         col(Run.worker_id).in_(worker_ids), col(Run.status).in_(HELD), col(Run.device_count) > 0
     )
-    for worker_id, queue, device_count in session.execute(runs):
+    columns = col(RunMember.worker_id), col(Run.queue), col(Run.device_count)
+    nodes = select_held_nodes(worker_ids).with_only_columns(*columns)
+    for worker_id, queue, device_count in [*session.execute(runs), *session.execute(nodes)]:
         used[worker_id, queue] += device_count if queue is Queue.cuda else 1
     engines = select(Deployment).where(
         col(Deployment.worker_id).in_(worker_ids),
@@ -56,6 +58,17 @@ def _count_used_slots(session: Session, worker_ids: Sequence[str]) -> Counter[tu
         options = EngineOptions.model_validate(deployment.options)
         used[deployment.worker_id, Queue.cuda] += options.tensor_parallel
     return used
+
+
+def select_held_nodes(worker_ids: Sequence[str]) -> Select[str, str]:
+    """Select the ids of workers, and of the runs on several hosts that each holds without leading it."""
+    return (
+        select(col(RunMember.worker_id), col(Run.id))
+        .join(Run, (col(Run.id) == col(RunMember.run_id)) & (col(Run.attempt) == col(RunMember.attempt)))
+        .where(
+            col(RunMember.worker_id).in_(worker_ids), col(RunMember.node_rank) > 0, col(Run.status).in_(HELD)
+        )
+    )
 
 
 def _group_by_host(workers: Iterable[Worker]) -> dict[str, list[Worker]]:

@@ -357,6 +357,11 @@ class StageConfig(Config):
         return 1
 
     @property
+    def node_count(self) -> int:
+        """Hosts that execute the run together, each with as many devices."""
+        return 1
+
+    @property
     def capability(self) -> str | None:
         """What a worker must have, and announce, besides the packages of the stage."""
         return None

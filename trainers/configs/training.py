@@ -275,6 +275,11 @@ class TrainingConfig(StageConfig):
         return isinstance(self.tuning, LoraTuning) and self.tuning.publish_dequantized_base
 
     @property
+    def node_count(self) -> int:
+        """See `StageConfig`."""
+        return self.nodes
+
+    @property
     def processes(self) -> int:
         """The processes of the run, on all of its hosts."""
         return self.devices * self.nodes
@@ -369,11 +374,12 @@ class TrainingConfig(StageConfig):
                 f"batch_size {self.batch_size} is not a multiple of {devices}; every device "
                 "needs the same number of rows per step"
             )
-        if self.batch_size % (self.micro_batch_size * self.processes):
+        rows = self.batch_size // self.processes
+        if rows % self.micro_batch_size:
             times = f" times {devices}" if self.processes > 1 else ""
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-                f"{times}; omit micro_batch_size, or set it to a divisor of {self.batch_size // self.processes}"
+                f"{times}; omit micro_batch_size, or set it to a divisor of {rows}"
             )
         return self
 

@@ -179,7 +179,7 @@ def _gather_from_hosts(folder: Path) -> None:
     own = {path.name: path.read_bytes() for path in folder.glob("*")} if is_sender else {}
     gathered: list[Any] | None = [None] * world_size() if is_main_process() else None
     distributed.gather_object(own, gathered, dst=0, group=_waiting_group())
-    for name, content in (item for files in gathered or () for item in files.items()):
+    for name, content in (file for written in gathered or () for file in written.items()):
         (folder / name).write_bytes(content)
     if is_sender:
         shutil.rmtree(folder, ignore_errors=True)

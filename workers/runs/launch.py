@@ -37,6 +37,7 @@ from trainers.configs.references import ModelField, find_references, replace_ref
 from trainers.evaluation.checkpoints import list_responses
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
+from trainers.runtime.launch_command import NodePlace
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
 from workers.batches.inputs import prepare_batch
@@ -54,6 +55,7 @@ from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
 from workers.inputs.selection import read_tries
 from workers.inputs.served_models import served_model_environment, wake_served_models
+from workers.nodes.address import network_environment
 from workers.runs.later_stages import write_later_stages
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
@@ -95,6 +97,14 @@ class Launch:
         dataset = self.datasets.get("dataset")
         return None if dataset is None else dataset.id
 
+    def on_node(self, run: Run, settings: Settings, place: NodePlace) -> "Launch":
+        """Return the launch of a program whose processes meet those of other hosts."""
+        python = settings.trainer_python or sys.executable
+        command = launch_command.build_command(
+            python, self.config, self.run_dir / files.CONFIG, self.run_dir, place
+        )
+        return replace(self, command=command, environment=self.environment | network_environment(place.address))
+
     def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str]) -> "Launch":
         """Return the launch with the addresses of engines in the program's config, and write that config."""
         assert isinstance(self.config, EngineClientConfig)
@@ -104,13 +114,19 @@ class Launch:
 
 
 def prepare_launch(
-    run: Run, settings: Settings, devices: Devices, should_stop: Callable[[], bool] = lambda: False
+    run: Run,
+    settings: Settings,
+    devices: Devices,
+    should_stop: Callable[[], bool] = lambda: False,
+    node_rank: int = 0,
 ) -> Launch:
     """Fetch the run's inputs and write its config; after a failure no run directory is left.
 
-    Raises LaunchError, and LaunchStopped when `should_stop` returned True during a download or a wait.
+    Workers that share a data directory may be nodes of one run, each with a run directory of its own. Raises LaunchError, and LaunchStopped when `should_stop` returned True during a download or a wait.
     """
     run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
+    if node_rank:
+        run_dir = run_dir.with_name(f"{run_dir.name}-node-{node_rank}")
     try:
         # A folder that is there already cannot be of this attempt: nothing in it is resumed from.
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -183,7 +199,9 @@ def _keep_completions(run: Run, run_dir: Path) -> None:
 def _remove_earlier_attempts(run_dir: Path, attempt: int) -> None:
     """Remove the directories of earlier attempts on this host; a later attempt may already be running."""
     for earlier in range(1, attempt):
-        shutil.rmtree(run_dir.with_name(f"attempt-{earlier}"), ignore_errors=True)
+        name = f"attempt-{earlier}"
+        for folder in [run_dir.with_name(name), *run_dir.parent.glob(f"{name}-node-*")]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_launch_error(run: Run, error: Exception) -> LaunchError:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.training_time import count_base_parameters
 from app.tables import Worker
-from app.workers.service import filter_capable_workers
+from app.workers.capable import filter_capable_workers
 from trainers.configs import Queue, StageKind, TrainingConfig
 from trainers.configs.backends.choice import PortableTrainingConfig, find_backend_fault
 from trainers.configs.stage_config import AnyStage

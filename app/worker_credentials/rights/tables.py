@@ -24,11 +24,12 @@ WRITTEN = (
     "model",
     "promotion",
     "run",
+    "run_member",
     "token_use",
     "webhook_delivery",
     "worker",
 )
-DELETED_FROM = ("alias_traffic", "checkpoint", "promotion")
+DELETED_FROM = ("alias_traffic", "checkpoint", "promotion", "run_member")
 READ = (
     "alembic_version",
     "api_key",

@@ -1,0 +1,88 @@
+"""Which run on several hosts a worker should offer itself to."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import or_, select
+from sqlmodel import Session, col
+
+from app.runs.claimable import FreeResources, select_claimable, suits_host
+from app.settings import Settings
+from app.storage.database import database_now
+from app.tables import Run
+from app.workers.capable import has_room, list_node_workers
+from app.workers.service import list_alive_workers
+from app.workers.slots import count_free_slots
+from trainers.configs import Queue, StageKind
+
+# Runs that are looked at: those behind wait until one of these has started.
+MAX_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """What a worker should do next about runs on several hosts."""
+
+    run: Run | None = None
+    """The first run, by priority and age, for which enough workers are free."""
+    ahead_of: tuple[int, str] | None = None
+    """Priority and id of a run: only those ahead of it may start on this worker."""
+
+
+def choose_group(
+    session: Session,
+    settings: Settings,
+    worker_id: str,
+    queues: Sequence[Queue],
+    stages: Sequence[StageKind],
+    free: FreeResources,
+    left_out: Collection[str] = (),
+) -> GroupChoice:
+    """Return the run to which the worker should offer itself, and what may start before it.
+
+    Runs of which `left_out` names the id are skipped. A run that has waited for longer than
+    `max_overtake_seconds`, and for which there are enough workers, busy or not, is not overtaken.
+    """
+    runs = _list_waiting(session, queues, stages, free)
+    if not runs:
+        return GroupChoice()
+    workers = list_alive_workers(session, settings)
+    slots = count_free_slots(session, workers)
+    for run in runs:
+        capable = list_node_workers(workers, run)
+        if len(capable) < run.nodes:
+            continue
+        others = [worker for worker in capable if worker.id != worker_id and has_room(worker, run, slots)]
+        if run.id not in left_out and _fits(run, free) and len(others) >= run.nodes - 1:
+            return GroupChoice(run, (run.priority, run.id))
+        if _has_starved(session, run, settings):
+            return GroupChoice(None, (run.priority, run.id))
+    return GroupChoice()
+
+
+def _list_waiting(
+    session: Session, queues: Sequence[Queue], stages: Sequence[StageKind], free: FreeResources
+) -> Sequence[Run]:
+    """Return the first runs that this worker could take part in, if its devices were free."""
+    conditions = [
+        col(Run.nodes) > 1,
+        or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.max_gpus),
+        *suits_host(free),
+    ]
+    claimable = select_claimable(queues, stages).where(*conditions).limit(MAX_CANDIDATES).subquery()
+    ordered = select(Run).where(col(Run.id).in_(select(claimable.c.id)))
+    return session.scalars(ordered.order_by(col(Run.priority).desc(), col(Run.id))).all()
+
+
+def _fits(run: Run, free: FreeResources) -> bool:
+    """Return whether the worker has free devices and disk space for a node of the run."""
+    uses_gpus = run.queue is Queue.cuda
+    has_devices = run.device_count <= free.gpus if uses_gpus else run.queue not in free.full_queues
+    return has_devices and (run.needed_disk_bytes or 0) <= free.disk_bytes
+
+
+def _has_starved(session: Session, run: Run, settings: Settings) -> bool:
+    is_old = select(col(Run.created_at) < database_now(-settings.max_overtake_seconds)).where(
+        col(Run.id) == run.id
+    )
+    return session.scalar(is_old) is True
