@@ -11,8 +11,8 @@ from app.hosts.job_hosts import can_use_host
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.backends import check_backend
 from app.jobs.graph.gates import check_gate
-from app.jobs.graph.nodes import check_nodes
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
+from app.jobs.graph.nodes import check_nodes
 from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors

@@ -228,9 +228,7 @@ def _view(
     waiting = workers.explain_waiting(session, alive, runs, needs)
     needed = list_needed_names(runs, needs)
     members = list_shown_members(session, runs)
-    views = [
-        run_view(run, waiting.get(run.id), needed[run.id], members.get(run.id, [])) for run in runs
-    ]
+    views = [run_view(run, waiting.get(run.id), needed[run.id], members.get(run.id, [])) for run in runs]
     return job_view(job, runs, views, deleted_inputs, list_warnings(session, runs))
 
 

@@ -82,7 +82,9 @@ def _find_run_dirs(runs: Path) -> Iterator[HostFile]:
         held = {f"{run_id}/attempt-{attempt}" for run_id, attempt in session.execute(rows)}
     for folder in folders:
         attempts = _list(folder)
-        unneeded = [path for path in attempts if f"{folder.name}/{path.name}" not in held]
+        # A node of a run on several hosts has a suffix.
+        names = {path: f"{folder.name}/{path.name.partition('-node-')[0]}" for path in attempts}
+        unneeded = [path for path, name in names.items() if name not in held]
         old = [path for path in unneeded if _age(path) > RUN_DIR_GRACE_SECONDS]
         if len(old) == len(attempts) and _age(folder) > RUN_DIR_GRACE_SECONDS:
             old = [folder]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Self
 
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlmodel import Session, col
@@ -32,6 +33,20 @@ class FreeResources:
     """The job for which alone that host was launched."""
     full_queues: frozenset[Queue] = frozenset()
     """Queues on which only a run that needs no device can start."""
+
+
+@dataclass(frozen=True)
+class Precedence:
+    """A run that those behind it, by priority and age, must not overtake on its queue."""
+
+    queue: Queue
+    priority: int
+    run_id: str
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return the precedence of a run."""
+        return cls(run.queue, run.priority, run.id)
 
 
 def select_claimable(
@@ -98,17 +113,18 @@ def select_next(
     stages: Sequence[StageKind],
     free: FreeResources | None,
     max_overtake_seconds: float | None,
-    ahead_of: tuple[int, str] | None = None,
+    precedence: Precedence | None = None,
 ) -> Select[str]:
-    """Select the ids of the runs to claim on one queue, in order; with `ahead_of`, only those ahead of it.
+    """Select the ids of the runs to claim on one queue, in order; with `precedence`, only those ahead of it.
 
     Runs behind one that has waited for GPUs for longer than `max_overtake_seconds` are left out, unless they
     need no device.
     """
     # A run on several hosts is claimed by a group of workers: see `runs/groups`.
     claimable = select_claimable([queue], stages, free).where(col(Run.nodes) == 1)
-    if ahead_of is not None:
-        claimable = claimable.where(or_(col(Run.device_count) == 0, is_ahead_of(*ahead_of)))
+    if precedence is not None and precedence.queue is queue:
+        is_ahead = is_ahead_of(precedence.priority, precedence.run_id)
+        claimable = claimable.where(or_(col(Run.device_count) == 0, is_ahead))
     if free is not None and max_overtake_seconds is not None and queue is Queue.cuda:
         starved = _find_starved(session, stages, free, max_overtake_seconds)
         if starved is not None:

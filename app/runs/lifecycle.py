@@ -17,7 +17,7 @@ from app.aliases.promotions import end_promotion
 from app.batches.run_end import end_batch
 from app.runs import graph
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
-from app.runs.claimable import FreeResources, order_queues, select_next
+from app.runs.claimable import FreeResources, Precedence, order_queues, select_next
 from app.runs.transitions import TRANSITIONS, explain_unstarted
 from app.scheduling.queue import notify_after_commit
 from app.storage.database import Rows, database_now, insert_rows
@@ -77,16 +77,16 @@ def claim(
     lease_seconds: float,
     free: FreeResources | None = None,
     max_overtake_seconds: float | None = None,
-    ahead_of: tuple[int, str] | None = None,
+    precedence: Precedence | None = None,
 ) -> Run | None:
     """Claim the first run, by priority and then age, that the worker can execute; None if there is none.
 
     A run that has waited for GPUs for longer than `max_overtake_seconds` is not overtaken any more by runs
-    that need fewer: the worker keeps the GPUs that become free for it. None means no limit. With `ahead_of`,
-    a priority and an id, only runs ahead of that one are claimed.
+    that need fewer: the worker keeps the GPUs that become free for it. None means no limit. With
+    `precedence`, only runs ahead of that one are claimed on its queue.
     """
     for queue in order_queues(session, queues, stages, free):
-        claimable = select_next(session, queue, stages, free, max_overtake_seconds, ahead_of)
+        claimable = select_next(session, queue, stages, free, max_overtake_seconds, precedence)
         if (run := _claim_first(session, worker_id, claimable, lease_seconds)) is not None:
             return run
     return None

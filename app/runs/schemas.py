@@ -48,13 +48,15 @@ class TrackingLinkView(BaseModel):
 class RunMemberView(BaseModel):
     """A worker that takes part in the last attempt at a run on several hosts."""
 
-    node_rank: int = Field(description="Rank of the host; 0 is the leader, which publishes what the run makes.")
+    node_rank: int = Field(description="Rank of the host; 0 is the leader, which publishes the output.")
     worker_id: str = Field(description="Id of the worker.")
     worker: str | None = Field(description="Name of the worker; null if its row was deleted.")
     host: str | None = Field(description="Name of its host.")
     address: str = Field(description="Address at which the other hosts reach it.")
     ready_at: datetime | None = Field(description="When the inputs of the run were on its disk.")
-    ended_at: datetime | None = Field(description="When its program ended; null while it runs, or if it was lost.")
+    ended_at: datetime | None = Field(
+        description="When its program ended; null while it runs, or if it was lost."
+    )
     error: ErrorView | None = Field(description="Why its program failed.")
 
 

@@ -72,8 +72,8 @@ class SchedulingSettings(BaseSettings):
     node_ports: str = Field(
         "29500-29599",
         pattern=r"^[0-9]{1,5}-[0-9]{1,5}$",
-        description="Ports of the first host of such a run, of which one is where the processes meet. They then "
-        "also connect to each other on ports that the system chooses.",
+        description="Ports of the first host of such a run, of which one is where the processes meet. They "
+        "then also connect to each other on ports that the system chooses.",
     )
     device_locks_dir: Path = Field(
         Path("/tmp/tunesmith-gpus"),  # noqa: S108 — all users of the host must use the same folder

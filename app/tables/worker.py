@@ -41,7 +41,7 @@ class Worker(SQLModel, table=True):
     )
     node_address: str | None = Field(
         default=None,
-        description="Address at which other hosts reach this one; null if no run on several hosts can use it.",
+        description="Address at which other hosts reach this one; null if it joins no run on several hosts.",
     )
     job_id: str | None = Field(default=None, description="The job for which alone its host was launched.")
     started_at: datetime = time_field(default_now=True)

@@ -80,6 +80,7 @@ class ErrorCode(StrEnum):
     hub_unreachable = "hub_unreachable", "The model hub does not respond.", True
     artifact_corrupt = "artifact_corrupt", "A stored file is missing or differs from its published hash."
     worker_failed = "worker_failed", "The worker raised an exception. Its own log has the traceback.", True
+    node_lost = "node_lost", "A host of a run on several hosts stopped sending its heartbeat.", True
     lease_lost = "lease_lost", "The worker stopped renewing its lease.", True
     deployment_failed = "deployment_failed", "The deployment that the stage created failed."
     parity_failed = "parity_failed", "The engine's responses differ from those of the trained model."

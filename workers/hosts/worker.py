@@ -35,6 +35,7 @@ from workers.hosts.launched_host import HostRenewal, load_host
 from workers.hosts.lease import Leases
 from workers.hosts.warm_start import ForkServer, create_fork_server
 from workers.inputs.store_gate import StoreGate
+from workers.nodes.address import find_node_address
 from workers.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class WorkerContext:
     capabilities: list[str] = field(default_factory=list)
     job_id: str | None = None
     """The job for which alone the host was launched."""
+    node_address: str | None = None
+    """Address at which other hosts reach this one; None if it takes no part in runs on several."""
     registration: dict[str, Any] = field(default_factory=dict)
     """The columns of this worker's row, to insert it again if it was deleted while the host slept."""
     fork_server: ForkServer | None = field(init=False)
@@ -146,6 +149,7 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         versions=_read_versions(),
         host_id=launched.id if launched is not None else None,
         job_id=launched.job_id if launched is not None else None,
+        node_address=find_node_address(settings),
     )
     with transaction() as session:
         session.add(row)
@@ -157,6 +161,7 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         devices,
         row.capabilities,
         row.job_id,
+        row.node_address,
         row.model_dump(),
     )
     worker.announce()

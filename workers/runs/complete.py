@@ -30,6 +30,7 @@ from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.stage_limits import explain_limit
 from workers.inputs.store_gate import StoreGate
+from workers.nodes.leader import GroupLeader
 from workers.outputs.evaluations import publish_evaluation
 from workers.outputs.fine_tuned import publish_fine_tuned
 from workers.outputs.selection import find_selected_model
@@ -63,6 +64,8 @@ class RunAttempt:
     stop_requested: bool
     exceeded_limit: ExceededLimit | None = None
     store_gate: StoreGate | None = None
+    group: GroupLeader | None = None
+    """The other hosts of the run, if there are any."""
 
 
 def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> Run:
@@ -83,6 +86,14 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
 
 
 def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> TunesmithError | None:
+    """Return why the program, or that of another host, has left no result; None if it was asked to stop."""
+    own = _find_own_error(attempt, launch, exit_status)
+    if attempt.group is None or attempt.stop_requested:
+        return own
+    return attempt.group.find_cause(own, attempt.lease)
+
+
+def _find_own_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> TunesmithError | None:
     """Return why a program has left no result; None if it was asked to stop and reported no error."""
     if attempt.exceeded_limit is not None and not attempt.stop_requested:
         return explain_limit(attempt.run, launch.config, attempt.exceeded_limit)
@@ -115,15 +126,22 @@ def end_attempt(attempt: RunAttempt, error: TunesmithError | None, *, recomputes
     return _commit_end(attempt, write)
 
 
-def publish_files(run_dir: Path, run: Run) -> None:
-    """Publish the log and the other files at the top of the run directory, without secrets."""
-    for path in run_dir.iterdir():
+def publish_files(run_dir: Path, run: Run, node_rank: int = 0) -> None:
+    """Publish the log and the other files at the top of the run directory, without secrets.
+
+    Of a host that does not lead the run, only the log and the errors of its processes.
+    """
+    names = {path: path.name for path in run_dir.iterdir()}
+    if node_rank:
+        names = {path: path.name for path in files.list_errors(run_dir)}
+        names[run_dir / files.LOG] = f"log-node-{node_rank}.txt"
+    for path, name in names.items():
         # A link could lead to any file of this host.
         if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
             try:
                 if path.suffix in TEXT_SUFFIXES:
                     redact_file(path)
-                get_store().publish_file(path, _file_key(run, path.name), replace=True)
+                get_store().publish_file(path, _file_key(run, name), replace=True)
             except OSError as error:
                 logger.warning("could not publish %s: %s", path.name, error, extra={"run_id": run.id})
 

@@ -1,17 +1,22 @@
 """Dispatcher: claims as many runs as this worker has room for, and executes each in a thread of its own."""
 
+import contextlib
 import random
 import threading
 from collections import Counter
 
 from app.scheduling.incidents import Incident
+from app.storage.database import DATABASE_UNAVAILABLE
 from trainers.configs import Queue, StageKind
 from workers.hosts.worker import WorkerContext
-from workers.runs.claim import ClaimedRun, claim_next
+from workers.nodes.offers import GroupOffers
+from workers.runs.claim import ClaimedRun
 from workers.runs.execute import execute
 
 JITTER = 0.2
 ROOM_POLL_SECONDS = 0.5
+# While this worker has offered itself for a run on several hosts.
+OFFER_POLL_SECONDS = 1.0
 
 
 class RunDispatcher:
@@ -24,6 +29,7 @@ class RunDispatcher:
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
         self._incident = Incident("claim of runs")
+        self._offers = GroupOffers(worker)
         self._claiming = threading.Lock()
         self._threads: dict[threading.Thread, ClaimedRun] = {}
         self._thread = threading.Thread(target=self._run, name="dispatcher")
@@ -58,18 +64,21 @@ class RunDispatcher:
     def _run(self) -> None:
         seconds = self._worker.settings.sweep_seconds
         while not self._worker.stopping.is_set():
-            self._worker.wake.wait(seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+            pause = min(seconds, OFFER_POLL_SECONDS) if self._offers.is_standing else seconds
+            self._worker.wake.wait(pause * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
             self._worker.wake.clear()
             self.fill()
         # A claim that a notification began before the stop starts its run while it holds the lock.
         with self._claiming:
             threads = list(self._threads)
+            with contextlib.suppress(*DATABASE_UNAVAILABLE):
+                self._offers.close()
         for thread in threads:
             thread.join()
 
     def _claim_all(self) -> None:
         while not self._worker.stopping.is_set() and self._worker.store_gate.is_open():
-            claimed = claim_next(self._worker, self._full_queues(), self._full_stages())
+            claimed = self._offers.claim_next(self._full_queues(), self._full_stages())
             if claimed is None:
                 return
             self._start(claimed)

@@ -28,6 +28,8 @@ from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError, LaunchStopped
 from workers.inputs.served_models import DeploymentUse
+from workers.nodes.leader import GroupLeader, NodeLost, NodesDidNotMeet
+from workers.nodes.member import execute_member
 from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
@@ -37,6 +39,7 @@ from workers.runs.claim import ClaimedRun
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
 from workers.runs.launch import Launch, prepare_launch, remove_run_dir
+from workers.runs.results import ReportedError
 from workers.runs.run_engine import ModelGroup, RunEngine, find_incomplete_models, group_models
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,9 @@ def execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
 
 
 def _execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
+    if claimed.node_rank:
+        execute_member(worker, claimed)
+        return
     run, seconds = claimed.run, worker.settings.lease_seconds
     lease = Lease(
         run.id, seconds, claimed.claimed_at, lambda s: lifecycle.renew(s, run.id, run.attempt, seconds)
@@ -101,6 +107,7 @@ class _RunExecution:
         """When a program that was asked to stop is killed."""
         self.unsaved = RunDirChanges()
         self.batch: BatchFollower | None = None
+        self.group = GroupLeader(run, worker) if run.nodes > 1 else None
 
     def execute(self, devices: Devices) -> None:
         """Run the attempt from its inputs to its end."""
@@ -128,7 +135,11 @@ class _RunExecution:
                 self._run_with_engines(launch, launch.config, devices)
             else:
                 # Created before the program starts: a checkpoint to resume from is not new.
-                self._run_program(launch, RunDirFollower(launch.run_dir))
+                follower = RunDirFollower(launch.run_dir)
+                if self.group is None:
+                    self._run_program(launch, follower)
+                else:
+                    self._run_on_nodes(launch, follower, self.group)
             self.lease.end()
             self.worker.tracker.end_attempt(self.run, launch.run_dir)
         except BaseException:
@@ -137,6 +148,17 @@ class _RunExecution:
         finally:
             self.uploads.close()
             remove_run_dir(launch.run_dir)
+
+    def _run_on_nodes(self, launch: Launch, follower: RunDirFollower, group: GroupLeader) -> None:
+        """Run the program once the other hosts are ready."""
+        try:
+            launch = group.meet(launch, self._must_stop)
+        except LaunchStopped:
+            complete.end_attempt(replace(self._attempt(), stop_requested=True), None)
+        except (NodeLost, NodesDidNotMeet, ReportedError) as error:
+            complete.end_attempt(self._attempt(), error)
+        else:
+            self._run_program(launch, follower)
 
     def _run_with_engines(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
         """Run the program once for each engine that it needs; the last time, it completes its work."""
@@ -223,7 +245,8 @@ class _RunExecution:
 
     def _attempt(self, exceeded: ExceededLimit | None = None) -> RunAttempt:
         gate = self.worker.store_gate
-        return RunAttempt(self.run, self.settings, self.lease, self.kill_at is not None, exceeded, gate)
+        is_stopping = self.kill_at is not None
+        return RunAttempt(self.run, self.settings, self.lease, is_stopping, exceeded, gate, self.group)
 
     def _check_lease(self) -> None:
         if self.lease.lost.is_set():
@@ -238,6 +261,10 @@ class _RunExecution:
             use.poll()
             self._handle_stop(program, follower.save_seconds)
             self._handle_failed_rank(program, follower)
+            if self.group is not None:
+                self.group.poll()
+                if self.group.must_kill:
+                    program.kill()
         config = launch.config
         has_result = (launch.run_dir / files.RESULT).exists()
         if isinstance(config, EngineClientConfig | BatchConfig | RecordConfig) and not has_result:
@@ -298,7 +325,8 @@ class _RunExecution:
         `save_seconds` is how long its largest checkpoint took.
         """
         now = time.monotonic()
-        if self.kill_at is None and (self.status is not RunStatus.running or self.worker.stopping.is_set()):
+        is_leaving = self.worker.stopping.is_set() or (self.group is not None and self.group.is_stopping)
+        if self.kill_at is None and (self.status is not RunStatus.running or is_leaving):
             is_cancelled = self.status is RunStatus.cancelling
             # A checkpoint of large weights takes minutes; the disk may be slower now than it was.
             pause_seconds = max(self.settings.pause_grace_seconds, 2 * save_seconds)

@@ -37,8 +37,8 @@ from trainers.configs.references import ModelField, find_references, replace_ref
 from trainers.evaluation.checkpoints import list_responses
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
-from trainers.runtime.launch_command import NodePlace
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.launch_command import NodePlace
 from trainers.runtime.verified_files import hash_file
 from workers.batches.inputs import prepare_batch
 from workers.hosts.devices import NO_DEVICES, Devices
@@ -103,7 +103,9 @@ class Launch:
         command = launch_command.build_command(
             python, self.config, self.run_dir / files.CONFIG, self.run_dir, place
         )
-        return replace(self, command=command, environment=self.environment | network_environment(place.address))
+        return replace(
+            self, command=command, environment=self.environment | network_environment(place.address)
+        )
 
     def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str]) -> "Launch":
         """Return the launch with the addresses of engines in the program's config, and write that config."""
@@ -122,7 +124,8 @@ def prepare_launch(
 ) -> Launch:
     """Fetch the run's inputs and write its config; after a failure no run directory is left.
 
-    Workers that share a data directory may be nodes of one run, each with a run directory of its own. Raises LaunchError, and LaunchStopped when `should_stop` returned True during a download or a wait.
+    Workers that share a data directory may be nodes of one run, each with a run directory of its own.
+    Raises LaunchError, and LaunchStopped when `should_stop` returned True during a download or a wait.
     """
     run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
     if node_rank:

@@ -37,10 +37,17 @@ class ReportedError(TunesmithError):
     """An error that a program or a deployment has reported, with any of the published codes."""
 
     def __init__(
-        self, code: ErrorCode, message: str, hint: str | None, details: dict[str, Any] | None = None
+        self,
+        code: ErrorCode,
+        message: str,
+        hint: str | None,
+        details: dict[str, Any] | None = None,
+        time: str | None = None,
     ) -> None:
         super().__init__(message, hint, details)
         self.code = code
+        self.time = time
+        """When the program has reported it."""
 
 
 class DataDiskFull(TunesmithError):
@@ -83,7 +90,7 @@ class _ErrorFile(BaseModel):
     message: str
     hint: str | None = None
     details: dict[str, Any] | None = None
-    time: str | None = None
+    time: Annotated[str | None, Field(max_length=64)] = None
 
 
 def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
@@ -109,7 +116,7 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     return result if is_inside and exists else None
 
 
-def read_error(run_dir: Path) -> TunesmithError | None:
+def read_error(run_dir: Path) -> ReportedError | None:
     """Return the error that the program has reported, if there is one; of several ranks, the first cause."""
     errors = [error for path in files.list_errors(run_dir) if (error := _read_error_file(path)) is not None]
     if not errors:
@@ -119,7 +126,7 @@ def read_error(run_dir: Path) -> TunesmithError | None:
     if error.code is ErrorCode.engine_failed and (run_dir / ENGINE_LOG).exists():
         # The program only reports that the engine stopped responding.
         message += f"\nThe end of the engine's log:\n{log_tail(run_dir / ENGINE_LOG)}"
-    return ReportedError(error.code, message, error.hint, error.details)
+    return ReportedError(error.code, message, error.hint, error.details, error.time)
 
 
 def recomputes_all(run_dir: Path) -> bool:

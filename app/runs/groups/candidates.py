@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import or_, select
 from sqlmodel import Session, col
 
-from app.runs.claimable import FreeResources, select_claimable, suits_host
+from app.runs.claimable import FreeResources, Precedence, select_claimable, suits_host
 from app.settings import Settings
 from app.storage.database import database_now
 from app.tables import Run
@@ -25,8 +25,8 @@ class GroupChoice:
 
     run: Run | None = None
     """The first run, by priority and age, for which enough workers are free."""
-    ahead_of: tuple[int, str] | None = None
-    """Priority and id of a run: only those ahead of it may start on this worker."""
+    precedence: Precedence | None = None
+    """The run that those behind it must not overtake on this worker."""
 
 
 def choose_group(
@@ -54,9 +54,9 @@ def choose_group(
             continue
         others = [worker for worker in capable if worker.id != worker_id and has_room(worker, run, slots)]
         if run.id not in left_out and _fits(run, free) and len(others) >= run.nodes - 1:
-            return GroupChoice(run, (run.priority, run.id))
+            return GroupChoice(run, Precedence.of(run))
         if _has_starved(session, run, settings):
-            return GroupChoice(None, (run.priority, run.id))
+            return GroupChoice(None, Precedence.of(run))
     return GroupChoice()
 
 

@@ -1,4 +1,4 @@
-"""Goal: a run on two hosts trains as one on a single host does, and resumes exactly where neither is the old one.
+"""Goal: a run on two hosts trains as one on a single host does, and resumes exactly on other hosts.
 
 Method: each host is a launcher on the loopback with a run directory of its own, as each worker's is.
 """
