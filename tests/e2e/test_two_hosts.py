@@ -7,7 +7,7 @@ ledger.
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ def network() -> Iterator[HostNetwork]:
         yield created
 
 
-@pytest.fixture
-def server(network: HostNetwork) -> Iterator[PostgresServer]:
+@contextmanager
+def open_server(network: HostNetwork) -> Iterator[PostgresServer]:
     """Yield a server that also accepts connections from the hosts."""
     addresses = f"listen_addresses=127.0.0.1,{network.control_address}"
     # The server's user cannot read pytest's folders.
@@ -42,6 +42,12 @@ def server(network: HostNetwork) -> Iterator[PostgresServer]:
         Path(rules.name).chmod(0o644)
         with postgres("-c", addresses, "-c", f"hba_file={rules.name}") as started:
             yield started
+
+
+@pytest.fixture
+def server(network: HostNetwork) -> Iterator[PostgresServer]:
+    with open_server(network) as started:
+        yield started
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from app.storage.database import DATABASE_UNAVAILABLE, database_now, get_engine,
 from app.worker_credentials.rights.postgresql_role import explain_connections
 from trainers.runtime.redaction import redact
 from workers.doctor.check_result import CheckResult
+from workers.nodes.address import find_interface, find_node_address
 
 # Leases use the database's clock. Times in logs, signatures of S3 (15 minutes) and TLS use the host's.
 GOOD_SKEW_SECONDS, MAX_SKEW_SECONDS = 2.0, 60.0
@@ -42,6 +43,7 @@ def check_services(settings: Settings) -> Iterator[CheckResult]:
     broker_url = settings.broker_url.get_secret_value()
     yield _try("broker", check_broker, redact(broker_url), BROKER_FIX)
     yield _try("artifact store", check_store, redact(settings.artifacts_url), STORE_FIX)
+    yield _check_node_address(settings)
 
 
 def _check_database() -> CheckResult:
@@ -97,6 +99,25 @@ def check_clock() -> CheckResult:
         if abs(skew) > GOOD_SKEW_SECONDS
         else CheckResult.ok(name, found)
     )
+
+
+def _check_node_address(settings: Settings) -> CheckResult:
+    """Return the address for runs on several hosts; whether others reach it cannot be seen from here."""
+    name = "several hosts"
+    address = find_node_address(settings)
+    if address is None:
+        reason = (
+            "it is behind a tunnel"
+            if settings.tunnel_url
+            else "the database is on this host or is a file, so no address is known"
+        )
+        return CheckResult.ok(name, f"takes no part in runs on several: {reason}")
+    interface = find_interface(address)
+    found = f"others reach this one at {address}, ports {settings.node_ports}"
+    if interface is None:
+        fix = "Set TUNESMITH_NODE_ADDRESS to an address of an interface of this host."
+        return CheckResult.warning(name, f"{found}; no interface has this address", fix)
+    return CheckResult.ok(name, f"{found}, on {interface}")
 
 
 def _try(name: str, check: Callable[[], None], found: str, fix: str) -> CheckResult:

@@ -42,6 +42,7 @@ def test_the_default_micro_batch_leaves_every_device_the_same_rows(devices: int,
         ({"devices": 8, "micro_batch_size": 8}, "micro_batch_size 8 times devices 8"),
         ({"devices": 3}, "batch_size 16 is not a multiple of devices 3"),
         ({"devices": 32}, "batch_size 16 is not a multiple of devices 32"),
+        ({"devices": 4, "nodes": 3}, "batch_size 16 is not a multiple of devices 4 times nodes 3"),
     ],
 )
 def test_a_batch_that_devices_cannot_share_is_rejected(values: dict[str, int], message: str) -> None:
