@@ -55,9 +55,9 @@ def platform(tmp_path: Path, starter: Path, network: HostNetwork) -> Iterator[Pl
         yield platform
 
 
-def submit(platform: Platform, steps: int = 30) -> str:
+def submit(platform: Platform, steps: int = 300) -> str:
     # Dropout draws from the random states of all processes.
-    stage = sft_stage(nodes=2, max_steps=steps, save_every_steps=5, tuning={"dropout": 0.1})
+    stage = sft_stage(nodes=2, max_steps=steps, save_every_steps=20, tuning={"dropout": 0.1})
     return platform.submit(stage, queue="cpu")
 
 
@@ -96,6 +96,7 @@ def test_a_host_that_is_cut_off_ends_the_attempt_everywhere_and_the_run_resumes_
     network.pull_cable(cut_off)
     pulled_at = time.monotonic()
     wait_until(lambda: find_programs(run_id, 1) == [], 60, "processes of the first attempt still run")
+    assert platform.run(job)["status"] != "succeeded", "the cable was pulled too late"
     ended_after = time.monotonic() - pulled_at
     assert ended_after < LEASE_SECONDS + 2, f"the attempt ended after {ended_after:.1f} s"
     wait_until(lambda: platform.run(job)["attempt"] == 2, 60, lambda: f"{platform.run(job)}")
