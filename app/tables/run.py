@@ -82,7 +82,6 @@ class Run(SQLModel, table=True):
             "ix_run_nodes",
             "status",
             "queue",
-            text("priority DESC"),
             "id",
             sqlite_where=text("nodes > 1"),
             postgresql_where=text("nodes > 1"),

@@ -16,7 +16,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_run_nodes",
         "run",
-        ["status", "queue", sa.text("priority DESC"), "id"],
+        ["status", "queue", "id"],
         sqlite_where=sa.text("nodes > 1"),
         postgresql_where=sa.text("nodes > 1"),
     )
