@@ -135,7 +135,7 @@ def test_a_worker_that_stops_waits_for_a_run_that_is_being_claimed(
         may_claim.wait(5)
         return claim_next(*arguments)
 
-    monkeypatch.setattr("workers.runs.dispatcher.claim_next", claim_slowly)
+    monkeypatch.setattr("workers.nodes.offers.claim_next", claim_slowly)
     notification = threading.Thread(target=dispatcher.fill)
     notification.start()
     assert is_claiming.wait(5)
