@@ -34,10 +34,10 @@ def write_rows() -> bytes:
 
 
 def write_interpreter(path: Path, ledger: Path) -> None:
-    """Write an interpreter that starts the stand-in program in place of `trainers.sft`."""
+    """Write an interpreter that starts the stand-in program in place of `trainers.sft` or its launcher."""
     path.write_text(
         "#!/bin/sh\n"
-        f'[ "$2" = trainers.sft ] || exec "{sys.executable}" "$@"\n'
+        f'case " $* " in *" -m trainers.sft "*) ;; *) exec "{sys.executable}" "$@" ;; esac\n'
         f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m {PROGRAM} "{ledger}" "$@"\n'
     )
     path.chmod(0o755)

@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _request_stop)
     run_dir = Path(arguments[arguments.index("--run-dir") + 1])
     config = json.loads(Path(arguments[arguments.index("--config") + 1]).read_text())
-    run_id, attempt = run_dir.parent.name, int(run_dir.name.removeprefix("attempt-"))
+    # The nodes of a run on several hosts have a suffix.
+    attempt = int(run_dir.name.removeprefix("attempt-").partition("-")[0])
+    run_id = run_dir.parent.name
     ledger = LedgerWriter(Path(arguments[0]), run_id, attempt)
     ledger.write(Kind.begin, 0)
     first = _resume(run_dir, run_id, ledger)
