@@ -16,6 +16,9 @@ class WorkerView(BaseModel):
     alive: bool = Field(description="Whether one of the last three heartbeats arrived.")
     host: str = Field(description="Name of the host.")
     pid: int = Field(description="Process id on the host.")
+    node_address: str | None = Field(
+        description="Address at which other hosts reach it in runs on several hosts; null if it takes no part."
+    )
     queues: list[str] = Field(description="Queues that it serves.")
     stages: list[str] = Field(description="Kinds of stages that it can run.")
     capabilities: list[str] = Field(

@@ -32,7 +32,16 @@ from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_erro
 from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import restart_with_one_gpu
 from trainers.runtime.process_tree import die_with_parent
-from trainers.runtime.ranks import DEATH_SECONDS, EXIT_FAILED, RankLost, RankWatch, current_rank, world_size
+from trainers.runtime.ranks import (
+    DEATH_SECONDS,
+    EXIT_FAILED,
+    RankLost,
+    RankWatch,
+    current_rank,
+    node_count,
+    node_rank,
+    world_size,
+)
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, resumes the run.
 
@@ -257,7 +266,8 @@ def _write_error(run_dir: Path | None, error: ProgramError) -> None:
     if run_dir is None:
         return
     try:
-        files.write_error(run_dir, error, current_rank() if world_size() > 1 else None)
+        rank = current_rank() if world_size() > 1 else None
+        files.write_error(run_dir, error, rank, node_rank() if node_count() > 1 else None)
     except OSError as unwritable:  # On a full disk the log is the only place left.
         logger.error("The error could not be written to the run directory: %s", unwritable)
 

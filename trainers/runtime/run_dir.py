@@ -98,10 +98,13 @@ def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     write_json(run_dir / RESULT, result)
 
 
-def write_error(run_dir: Path, error: TunesmithError, rank: int | None = None) -> None:
-    """Write the error that ended the run, or one of its ranks."""
+def write_error(
+    run_dir: Path, error: TunesmithError, rank: int | None = None, node: int | None = None
+) -> None:
+    """Write the error that ended the run, or one of its ranks; `node` is the rank of its host, if several."""
     name = ERROR if rank is None else f"error-{rank}.json"
-    write_json(run_dir / name, {**error.as_dict(), "time": utc_now()})
+    host = {} if node is None else {"node": node}
+    write_json(run_dir / name, {**error.as_dict(), **host, "time": utc_now()})
 
 
 def list_errors(run_dir: Path) -> list[Path]:
