@@ -17,7 +17,7 @@ class WorkerView(BaseModel):
     host: str = Field(description="Name of the host.")
     pid: int = Field(description="Process id on the host.")
     node_address: str | None = Field(
-        description="Address at which other hosts reach it in runs on several hosts; null if it takes no part."
+        description="Address at which others reach it in runs on several hosts; null if it takes no part."
     )
     queues: list[str] = Field(description="Queues that it serves.")
     stages: list[str] = Field(description="Kinds of stages that it can run.")

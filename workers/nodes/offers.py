@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.runs.groups.candidates import GroupChoice, choose_group
-from app.runs.groups.formation import Offer, find_rank, offer, withdraw
+from app.runs.groups.formation import NodeOffer, find_rank, offer, withdraw
 from app.runs.groups.members import update_member
 from app.scheduling.queue import notify_after_commit
 from app.storage.database import read_session, transaction
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _StandingOffer:
-    made: Offer
+    made: NodeOffer
     queue: Queue
     devices: Devices
     made_at: float
@@ -70,7 +70,7 @@ class GroupOffers:
         return self._offer(choice.run)
 
     def close(self) -> None:
-        """Withdraw the standing offer; a group that has accepted it meanwhile is told to start again."""
+        """Withdraw the standing offer; a group that has accepted it meanwhile starts again."""
         if self._standing is None:
             return
         made = self._standing.made
@@ -105,7 +105,7 @@ class GroupOffers:
                 return None
             address = self._worker.node_address
             assert address is not None
-            made = Offer(run.id, run.attempt + 1, self._worker.worker_id, address)
+            made = NodeOffer(run.id, run.attempt + 1, self._worker.worker_id, address)
             self._standing = _StandingOffer(made, run.queue, devices, now, now)
         elif now - self._standing.renewed_at < self._worker.settings.heartbeat_seconds:
             return None

@@ -19,7 +19,7 @@ from trainers.configs import Queue
 
 
 @dataclass(frozen=True)
-class Offer:
+class NodeOffer:
     """A worker's offer to take part in the next attempt at a run."""
 
     run_id: str
@@ -28,7 +28,7 @@ class Offer:
     address: str
 
 
-def offer(session: Session, settings: Settings, made: Offer) -> Run | None:
+def offer(session: Session, settings: Settings, made: NodeOffer) -> Run | None:
     """Write or renew an offer; return the run if that completes its group, which this worker then leads.
 
     An offer for an attempt that has begun, or for a run that cannot start any more, has no effect.
@@ -55,7 +55,7 @@ def offer(session: Session, settings: Settings, made: Offer) -> Run | None:
     return claimed
 
 
-def find_rank(session: Session, made: Offer) -> tuple[bool, int | None]:
+def find_rank(session: Session, made: NodeOffer) -> tuple[bool, int | None]:
     """Return whether an offer still stands or was accepted, and in the second case the node's rank."""
     statement = (
         select(col(RunMember.node_rank), col(Run.status), col(Run.attempt))
@@ -71,14 +71,14 @@ def find_rank(session: Session, made: Offer) -> tuple[bool, int | None]:
     return attempt == made.attempt and status.held, rank
 
 
-def withdraw(session: Session, made: Offer) -> bool:
+def withdraw(session: Session, made: NodeOffer) -> bool:
     """Delete an offer; return False if it was accepted before."""
     is_offer = col(RunMember.node_rank).is_(None)
     session.execute(delete(RunMember).where(*_of(made, made.worker_id), is_offer))
     return session.get(RunMember, (made.run_id, made.attempt, made.worker_id)) is None
 
 
-def _write(session: Session, made: Offer, seconds: float) -> None:
+def _write(session: Session, made: NodeOffer, seconds: float) -> None:
     if not _update(session, made, made.worker_id, expires_at=database_now(seconds)):
         row = RunMember(
             run_id=made.run_id, attempt=made.attempt, worker_id=made.worker_id, address=made.address
@@ -88,7 +88,7 @@ def _write(session: Session, made: Offer, seconds: float) -> None:
         _update(session, made, made.worker_id, expires_at=database_now(seconds))
 
 
-def _lock_offers(session: Session, settings: Settings, made: Offer, count: int) -> list[str]:
+def _lock_offers(session: Session, settings: Settings, made: NodeOffer, count: int) -> list[str]:
     """Return the workers of the oldest valid offers of others, whose rows are then locked."""
     statement = (
         select(col(RunMember.worker_id))
@@ -108,13 +108,13 @@ def _lock_offers(session: Session, settings: Settings, made: Offer, count: int) 
     return list(session.scalars(statement))
 
 
-def _update(session: Session, made: Offer, worker_id: str, **values: object) -> bool:
+def _update(session: Session, made: NodeOffer, worker_id: str, **values: object) -> bool:
     statement = update(RunMember).where(*_of(made, worker_id)).values(**values)
     statement = statement.returning(col(RunMember.worker_id)).execution_options(synchronize_session=False)
     return session.scalar(statement) is not None
 
 
-def _of(made: Offer, worker_id: str) -> list[ColumnElement[bool]]:
+def _of(made: NodeOffer, worker_id: str) -> list[ColumnElement[bool]]:
     return [
         col(RunMember.run_id) == made.run_id,
         col(RunMember.attempt) == made.attempt,

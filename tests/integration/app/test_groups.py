@@ -11,7 +11,7 @@ from sqlmodel import col
 from app.runs import lifecycle
 from app.runs.claimable import FreeResources
 from app.runs.groups.candidates import choose_group
-from app.runs.groups.formation import Offer, find_rank, offer, withdraw
+from app.runs.groups.formation import NodeOffer, find_rank, offer, withdraw
 from app.runs.groups.members import list_members, read_attempt, renew_member, update_member
 from app.runs.lifecycle import StaleAttempt
 from app.settings import Settings
@@ -31,7 +31,9 @@ def choose(settings: Settings, worker: Worker, left_out: tuple[str, ...] = ()) -
 
 def make_offer(settings: Settings, worker: Worker, run: Run) -> Run | None:
     with transaction() as session:
-        return offer(session, settings, Offer(run.id, run.attempt + 1, worker.id, worker.node_address or ""))
+        return offer(
+            session, settings, NodeOffer(run.id, run.attempt + 1, worker.id, worker.node_address or "")
+        )
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def workers(make_worker: Make) -> list[Worker]:
 
 def rank_of(run: Run, worker: Worker) -> int | None:
     with read_session() as session:
-        return find_rank(session, Offer(run.id, run.attempt, worker.id, ""))[1]
+        return find_rank(session, NodeOffer(run.id, run.attempt, worker.id, ""))[1]
 
 
 def test_the_last_of_the_needed_offers_claims_the_run_for_all(
@@ -68,7 +70,7 @@ def test_two_runs_that_three_workers_see_at_once_do_not_block_each_other(
         """Behave as a worker whose offers stand while others come and go."""
         for step in range(20):
             wanted = (first, second)[(step + workers.index(worker)) % 2]
-            made = Offer(wanted.id, 1, worker.id, worker.node_address or "")
+            made = NodeOffer(wanted.id, 1, worker.id, worker.node_address or "")
             with transaction() as session:
                 claimed = offer(session, settings, made)
             with transaction() as session:
@@ -106,7 +108,7 @@ def test_an_offer_of_a_dead_worker_or_one_that_was_withdrawn_is_not_counted(
     (run,) = make_job(RunStatus.queued, nodes=2)
     make_offer(settings, workers[0], run)
     with transaction() as session:
-        assert withdraw(session, Offer(run.id, 1, workers[0].id, ""))
+        assert withdraw(session, NodeOffer(run.id, 1, workers[0].id, ""))
     assert make_offer(settings, workers[1], run) is None
     with transaction() as session:
         dead = update(Worker).where(col(Worker.id) == workers[1].id)
