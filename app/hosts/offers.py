@@ -60,11 +60,7 @@ def require_offer(session: Session, alive: AliveWorkers, spec: HostSpec, prefix:
     require_attended(session, alive, spec.cloud)
     state = session.get(CloudState, spec.cloud)
     if state is None or state.offers_at is None:
-        reason = f" {state.error}" if state is not None and state.error else ""
-        raise CloudUnattended(
-            f"The worker with the keys of {spec.cloud} has not read its offers yet.{reason}",
-            hint="Repeat the request in a minute, or read the worker's `problems` in GET /api/v1/workers.",
-        )
+        raise _explain_missing_offers(session, alive, spec.cloud, state)
     offers = [Offer.model_validate(offer) for offer in state.offers]
     of_type = [offer for offer in offers if _is_of_type(offer, spec) and offer.spot == spec.spot]
     if not of_type:
@@ -100,6 +96,24 @@ def require_attended(session: Session, alive: AliveWorkers, cloud: CloudName) ->
             hint=f"Set {VARIABLES[cloud]} for a worker on the control host, with PostgreSQL and Redis, and "
             "restart it.",
         )
+
+
+def _explain_missing_offers(
+    session: Session, alive: AliveWorkers, cloud: CloudName, state: CloudState | None
+) -> CloudUnattended:
+    """Return the error of a cloud whose offers no worker has read, with what keeps the worker from it."""
+    attending = [worker for worker in alive.read(session) if capability_of(cloud) in worker.capabilities]
+    problems = [problem for worker in attending for problem in worker.problems if str(cloud) in problem]
+    reason = state.error if state is not None and state.error else next(iter(problems), None)
+    if reason is None:
+        return CloudUnattended(
+            f"The worker with the keys of {cloud} has started, and has not read what it offers yet.",
+            hint="Repeat the request in a minute.",
+        )
+    return CloudUnattended(
+        f"The worker with the keys of {cloud} cannot launch hosts: {reason}",
+        hint=f"Correct that for the worker {attending[0].name}, restart it, and repeat the request.",
+    )
 
 
 def _is_of_type(offer: Offer, spec: HostSpec) -> bool:

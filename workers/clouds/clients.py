@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from app.scheduling.version import own_version
 from app.settings import Settings
 from trainers.configs.clouds import CloudName
 from workers.clouds.accounts import DEFAULT_SSH_USER, AwsAccount, LambdaAccount
@@ -23,7 +24,9 @@ def open_cloud(name: CloudName, settings: Settings, environment: Mapping[str, st
     if not settings.cloud_requirement:
         raise CloudError(
             CloudErrorKind.invalid_request,
-            "TUNESMITH_CLOUD_REQUIREMENT is not set, so a launched host would have nothing to install.",
+            "TUNESMITH_CLOUD_REQUIREMENT is not set, so a launched host would have nothing to install. Set it "
+            f"to this version ({own_version()}) where hosts can fetch it, such as `tunesmith[trainer] @ "
+            "https://…/FILE.whl`; `pip wheel --no-deps .` in a clone builds the file",
         )
     prices = settings.cloud_prices.get(name, {})
     if name is CloudName.lambda_cloud:

@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-no
 """
 
 import logging
+import os
 import subprocess
 import time
 import urllib.error
@@ -12,6 +13,8 @@ import urllib.request
 from collections.abc import Callable
 
 METADATA_URL = "http://169.254.169.254"
+# The variable with which AWS's own tools are pointed at another address.
+METADATA_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 POLL_SECONDS = 5.0
 TIMEOUT_SECONDS = 3.0
 UNIT = "tunesmith-worker.service"
@@ -59,4 +62,5 @@ def _request(url: str, headers: dict[str, str], method: str = "GET") -> str | No
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    watch()
+    address = os.environ.get(METADATA_VARIABLE, METADATA_URL).rstrip("/")
+    watch(lambda: has_notice(address))

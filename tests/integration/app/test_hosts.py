@@ -8,16 +8,20 @@ from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlmodel import Session, select
 from starlette.testclient import TestClient
 
 from app.hosts.offers import capability_of
 from app.hosts.schemas import HostCreate
 from app.hosts.service import TooManyHosts, create_host, read_now
+from app.scheduling.incidents import Incident
 from app.settings import Settings
 from app.storage.database import read_session, transaction
-from app.tables import CloudState, Host, HostStatus, Scope
+from app.tables import CloudState, Host, HostStatus, Scope, Worker
 from trainers.configs.clouds.offers import CloudName, Offer, PriceSource
+from workers.clouds.clients import open_cloud
+from workers.clouds.protocol import CloudError
 
 URL = "/api/v1/hosts"
 BODY = {"cloud": "lambda", "type": "gpu_1x_a10", "max_usd": 5.0}
@@ -139,6 +143,25 @@ def test_a_cloud_without_keys_is_refused_with_the_variables_to_set(
     response = admin.post(URL, json=BODY | {"cloud": "aws"})
     assert (response.status_code, response.json()["error"]["code"]) == (409, "cloud_unattended")
     assert "AWS_ACCESS_KEY_ID" in response.json()["error"]["hint"]
+
+
+@on_sqlite
+def test_what_keeps_a_worker_from_launching_is_in_the_response(
+    admin: TestClient, cloud: CloudState, settings: Settings
+) -> None:
+    with pytest.raises(CloudError) as raised:
+        open_cloud(CloudName.lambda_cloud, settings, {})
+    with transaction() as session:
+        session.get_one(CloudState, CloudName.lambda_cloud).offers_at = None
+    assert "Repeat the request" in admin.post(URL, json=BODY).json()["error"]["hint"]
+    incident = Incident("keeper of lambda")
+    incident.record(raised.value)
+    with transaction() as session:
+        session.execute(update(Worker).values(problems=[incident.describe()]))
+    incident.forget()
+    error = admin.post(URL, json=BODY).json()["error"]
+    assert "TUNESMITH_CLOUD_REQUIREMENT is not set" in error["message"]
+    assert "this version (0.1.0)" in error["message"] and "pip wheel --no-deps ." in error["message"]
 
 
 @on_sqlite
