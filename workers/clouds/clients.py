@@ -24,8 +24,8 @@ def open_cloud(name: CloudName, settings: Settings, environment: Mapping[str, st
     if not settings.cloud_requirement:
         raise CloudError(
             CloudErrorKind.invalid_request,
-            "TUNESMITH_CLOUD_REQUIREMENT is not set, so a launched host would have nothing to install. Set it "
-            f"to this version ({own_version()}) where hosts can fetch it, such as `tunesmith[trainer] @ "
+            "TUNESMITH_CLOUD_REQUIREMENT is not set, so a launched host would have nothing to install. Set "
+            f"it to this version ({own_version()}) where hosts can fetch it, such as `tunesmith[trainer] @ "
             "https://…/FILE.whl`; `pip wheel --no-deps .` in a clone builds the file",
         )
     prices = settings.cloud_prices.get(name, {})
