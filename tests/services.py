@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx2
 import pytest
 
 START_SECONDS = 30
+REQUIRED = "REQUIRE_PROGRAMS" in os.environ
 
 
 class PostgresServer:
@@ -53,7 +54,7 @@ class PostgresServer:
         self._server = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder
         )
-        _wait_until_open(self._port)
+        wait_until_open(self._port)
         is_ready: list[str | Path] = [
             self._binaries / "pg_isready",
             "-q",
@@ -113,7 +114,7 @@ class RedisServer:
     def start(self) -> None:
         """Start the server, empty, and wait until it accepts connections."""
         self._server = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        _wait_until_open(self._port)
+        wait_until_open(self._port)
 
     def kill(self) -> None:
         """Kill the server, also one that a script blocks; its data is lost."""
@@ -269,7 +270,7 @@ def _postgres_binaries() -> Path:
     if not found and (initdb := shutil.which("initdb")):
         found = [Path(initdb)]
     if not found:
-        _missing("PostgreSQL's initdb")
+        fail_or_skip("PostgreSQL's initdb is not installed")
     return found[-1].parent
 
 
@@ -283,21 +284,28 @@ def _unprivileged_user(folder: str) -> str:
 
 
 def find_program(name: str) -> str:
-    """Return the path of a program, or fail in CI and skip the test elsewhere."""
-    found = shutil.which(name)
+    """Return the path of a program, also of one for root; fail or skip the test without it."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if found is None:
-        _missing(name)
+        fail_or_skip(f"{name} is not installed")
     return str(found)
 
 
-def _missing(program: str) -> None:
-    """Fail in CI, where the program must be installed; skip the test elsewhere."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{program} is not installed, and CI must not skip tests that need it")
-    pytest.skip(f"{program} is not installed")
+def require_root(reason: str) -> None:
+    """Fail or skip the test for other users than root."""
+    if os.geteuid() != 0:
+        fail_or_skip(f"only root can {reason}")
 
 
-def _wait_until_open(port: int) -> None:
+def fail_or_skip(reason: str) -> NoReturn:
+    """Fail where `.ci/run` has installed what tests need; skip the test elsewhere."""
+    if REQUIRED:
+        pytest.fail(f"{reason}, and REQUIRE_PROGRAMS allows no test to be skipped for that")
+    pytest.skip(reason)
+
+
+def wait_until_open(port: int) -> None:
+    """Wait until a port of loopback accepts connections."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with socket.socket() as client:

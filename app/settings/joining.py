@@ -13,6 +13,11 @@ class JoiningSettings(BaseSettings):
     control_url: str = Field(
         "", max_length=2048, description="Address of the control plane's API that the host has joined."
     )
+    control_ca_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="File in PEM of the authority that signs the certificate of that address; empty means "
+        "those that the system trusts.",
+    )
     credential_id: str = Field(
         "",
         max_length=100,

@@ -25,12 +25,12 @@ def open_artifact_store(settings: Settings) -> ArtifactStore:
     Raises:
         ImportError: The package for the store is not installed.
         StoreRefused: The credentials that boto3 should use do not exist.
-        ValueError: The URL is invalid.
+        ValueError: The URL or the file of an authority is invalid.
     """
     url, cache, record = settings.artifacts_url, settings.data_dir / "cache", settings.data_dir / VERIFIED
     scheme = url.partition("://")[0]
     if scheme in SCHEMES:
-        api = ArtifactsApi(url, settings.worker_key.get_secret_value())
+        api = ArtifactsApi(url, settings.worker_key.get_secret_value(), ca_file=settings.control_ca_file)
         return ApiArtifactStore(url, api, cache, record)
     files = open_bucket(url, settings) if scheme == SCHEME else None
     return ArtifactStore(url, cache, record, files)

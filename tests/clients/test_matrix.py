@@ -1,18 +1,18 @@
 """The client matrix on our own engines: every client connects, and every case passes."""
 
-import os
 import shutil
 
 import pytest
 
 from tests.clients.__main__ import run_matrix
 from tests.clients.catalogue import CLIENTS
+from tests.services import REQUIRED
 
 MISSING = [program for program in ("uv", "npm", "java") if shutil.which(program) is None]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(bool(MISSING) and "CI" not in os.environ, reason=f"missing: {', '.join(MISSING)}"),
+    pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"missing: {', '.join(MISSING)}"),
 ]
 
 

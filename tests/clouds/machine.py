@@ -17,10 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import pytest
-
 from tests.clouds.relay import connect_both
 from tests.conftest import ROOT
+from tests.services import fail_or_skip
 
 STUBBED = (
     "shutdown",
@@ -227,7 +226,7 @@ class SandboxMachine:
 
 
 def require_namespaces() -> None:
-    """Skip a test where this process may not create namespaces."""
+    """Fail or skip a test where this process may not create namespaces."""
     probe: Sequence[str] = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
     if os.geteuid() != 0 or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs root and namespaces")
+        fail_or_skip("only root can create namespaces, where the kernel allows it")

@@ -1,6 +1,5 @@
 """Runs that recover by themselves from a full disk and from too little memory."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.e2e.platform import LONG, Platform, sft_stage, wait_until
+from tests.services import require_root
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Yield a file system of 6 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
+    require_root("mount a small file system")
     mount = tmp_path / "small"
     mount.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True)

@@ -5,7 +5,6 @@ The tests need bubblewrap and user namespaces. CI fails without them; elsewhere 
 
 import functools
 import json
-import os
 import resource
 import struct
 import threading
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from tests.security.regression import Regression, ignore
+from tests.services import REQUIRED
 from trainers.configs.graders import GRADER, PythonGrader
 from trainers.graders import sandbox
 from trainers.graders.grade import check_grader_host, grade
@@ -26,7 +26,7 @@ SECONDS = 30
 SHORT_SECONDS = 2
 FAULT = sandbox.find_sandbox_fault()
 needs_sandbox = pytest.mark.skipif(
-    FAULT is not None and "REQUIRE_BWRAP" not in os.environ, reason=f"no sandbox for Python graders: {FAULT}"
+    FAULT is not None and not REQUIRED, reason=f"no sandbox for Python graders: {FAULT}"
 )
 
 

@@ -50,6 +50,18 @@ def join_command(
     identity: Annotated[
         Path | None, typer.Option(help="File of the private key for it, without a passphrase.")
     ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File in PEM of the authority that signs the API's certificate, such as Caddy's own."
+        ),
+    ] = None,
+    ca_fingerprint: Annotated[
+        str,
+        typer.Option(
+            help="SHA-256 fingerprint of that certificate, which Caddy then sends; in place of --ca-file."
+        ),
+    ] = "",
     data_dir: DataDir = None,
     no_start: Annotated[bool, typer.Option("--no-start", help="Write the files only.")] = False,
     print_unit: Annotated[
@@ -70,6 +82,8 @@ def join_command(
         user=user or (getpass.getuser() if os.geteuid() == 0 else ""),
         via=via,
         identity=identity.expanduser().absolute() if identity else None,
+        ca_file=ca_file.expanduser().absolute() if ca_file else None,
+        ca_fingerprint=ca_fingerprint,
     )
     manager = ServiceManager.find()
     if print_unit:
@@ -96,7 +110,7 @@ def leave_command(
     values = read_env_file(folder / NAME)
     if not values.get("TUNESMITH_CREDENTIAL_ID"):
         sys.exit(f"{folder / NAME} does not exist or is not of a host that has joined; name its --data-dir.")
-    identity = values.get("TUNESMITH_TUNNEL_KEY_FILE")
+    identity, ca_file = values.get("TUNESMITH_TUNNEL_KEY_FILE"), values.get("TUNESMITH_CONTROL_CA_FILE")
     options = JoinOptions(
         url=values["TUNESMITH_CONTROL_URL"],
         key=values.get("TUNESMITH_WORKER_KEY", ""),
@@ -104,13 +118,15 @@ def leave_command(
         data_dir=folder,
         via=values.get("TUNESMITH_TUNNEL_URL", ""),
         identity=Path(identity) if identity else None,
+        ca_file=Path(ca_file) if ca_file else None,
     )
     manager = ServiceManager.find()
     try:
         if manager is not None and manager.remove():
             print("Stopped the worker and removed its unit.")
         with reach_control_plane(options) as url:
-            is_key_known = revoke_credentials(url, options.key, values["TUNESMITH_CREDENTIAL_ID"])
+            credential_id = values["TUNESMITH_CREDENTIAL_ID"]
+            is_key_known = revoke_credentials(url, options.key, credential_id, options.ca_file)
     except (JoinFailed, TunnelBroken, ServiceManagerFailed) as error:
         sys.exit(f"The credentials of this host are not revoked yet; repeat the command. {error}")
     (folder / NAME).unlink()

@@ -1,15 +1,20 @@
 """Requests to the control plane's API for a host that joins or leaves."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
 from pydantic import BaseModel, ConfigDict
 
+from app.storage.api_store.trust import create_trust
+
 TIMEOUT_SECONDS = 60
 PATH = "/api/v1/worker-credentials"
-
-
+TRUST_HINT = (
+    "If the control plane has an authority of its own, as Caddy with `tls internal`, join with its "
+    "certificate (--ca-file) or the SHA-256 fingerprint of that (--ca-fingerprint)."
+)
 KEY_HINT = (
     "Pass the host's API key by --key; an admin creates one with the scope `worker` by POST /api/v1/keys."
 )
@@ -39,18 +44,18 @@ class JoinedHost(BaseModel):
     notices: list[str]
 
 
-def request_credentials(url: str, key: str, body: Mapping[str, str]) -> JoinedHost:
+def request_credentials(url: str, key: str, body: Mapping[str, str], ca_file: Path | None) -> JoinedHost:
     """Return what a worker of this host needs; raises JoinFailed with the reason of the control plane."""
-    return JoinedHost.model_validate(_send("POST", url, key, PATH, body))
+    return JoinedHost.model_validate(_send("POST", url, key, PATH, body, ca_file))
 
 
-def revoke_credentials(url: str, key: str, credential_id: str) -> bool:
+def revoke_credentials(url: str, key: str, credential_id: str, ca_file: Path | None) -> bool:
     """Revoke the credentials of this host; ones that do not exist any more are no error.
 
     Return False if the API key of this host is revoked, which has revoked the credentials.
     """
     try:
-        _send("DELETE", url, key, f"{PATH}/{credential_id}", None)
+        _send("DELETE", url, key, f"{PATH}/{credential_id}", None, ca_file)
     except JoinFailed as error:
         if error.code == "unauthorized":
             return False
@@ -59,13 +64,25 @@ def revoke_credentials(url: str, key: str, credential_id: str) -> bool:
     return True
 
 
-def _send(method: str, url: str, key: str, path: str, body: Mapping[str, str] | None) -> Any:
+def _send(
+    method: str, url: str, key: str, path: str, body: Mapping[str, str] | None, ca_file: Path | None
+) -> Any:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         response = httpx2.request(
-            method, url.rstrip("/") + path, json=body, headers=headers, timeout=TIMEOUT_SECONDS
+            method,
+            url.rstrip("/") + path,
+            json=body,
+            headers=headers,
+            timeout=TIMEOUT_SECONDS,
+            verify=create_trust(ca_file),
         )
     except httpx2.HTTPError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            trusted = f" with the authority in {ca_file}" if ca_file else ""
+            raise JoinFailed(
+                f"This host{trusted} does not trust the certificate of {url}: {error}. {TRUST_HINT}"
+            ) from error
         raise JoinFailed(
             f"The control plane at {url} cannot be reached: {error or type(error).__name__}. Check the "
             "address; from outside of its network, use --via ssh://user@control."

@@ -1,5 +1,6 @@
 """Joining: what the control plane returns becomes an env file, a checked host and a running worker."""
 
+import itertools
 import json
 import os
 import pwd
@@ -15,6 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 from app.scheduling.version import own_version
 from app.storage import migrate
 from serving.http.addresses import is_loopback, is_private
+from workers.joining.authority import NAME as CA_NAME
+from workers.joining.authority import store_authority
 from workers.joining.control_plane import JoinedHost, JoinFailed, request_credentials
 from workers.joining.env_file import NAME, read_env_file, write_env_file
 from workers.joining.units import WorkerUnit
@@ -38,6 +41,8 @@ class JoinOptions:
         user: User that runs the worker, if root joins.
         via: SSH server in front of the control plane, or empty.
         identity: File of the private key for it.
+        ca_file: File of the authority that signs the certificate of the API.
+        ca_fingerprint: SHA-256 of that certificate, which the control plane then sends.
     """
 
     url: str
@@ -48,6 +53,8 @@ class JoinOptions:
     user: str = ""
     via: str = ""
     identity: Path | None = None
+    ca_file: Path | None = None
+    ca_fingerprint: str = ""
 
     @property
     def env_file(self) -> Path:
@@ -109,9 +116,11 @@ def write_variables(options: JoinOptions) -> JoinedHost:
     _prepare_folder(options)
     body = {"name": options.name, "version": own_version(), "revision": migrate.list_revisions()[-1]}
     with reach_control_plane(options) as url:
-        joined = request_credentials(url, options.key, body)
+        ca_file = store_authority(options.data_dir, url, options.ca_file, options.ca_fingerprint)
+        joined = request_credentials(url, options.key, body, ca_file)
     earlier = read_env_file(options.env_file)
     values = earlier | list_variables(options, joined, earlier)
+    values["TUNESMITH_CONTROL_CA_FILE"] = str(ca_file or "")
     write_env_file(options.env_file, values, _find_owner(options.user))
     _give_to_user(options)
     return joined
@@ -262,5 +271,6 @@ def _prepare_folder(options: JoinOptions) -> None:
 def _give_to_user(options: JoinOptions) -> None:
     """Give the files that root has written to the user of the worker."""
     if (owner := _find_owner(options.user)) is not None:
-        for path in (*options.data_dir.glob("tunnel"), *options.data_dir.glob("tunnel/*")):
+        paths = (options.data_dir.glob(pattern) for pattern in (CA_NAME, "tunnel", "tunnel/*"))
+        for path in itertools.chain.from_iterable(paths):
             os.chown(path, *owner, follow_symlinks=False)

@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from app.storage.api_store.trust import create_trust
 from app.storage.remote.errors import StoreCredentialsRefused, StoreUnreachable
 from serving.http.addresses import is_loopback
 from trainers.runtime.error_codes import ErrorCode
@@ -38,9 +40,18 @@ class UploadRejected(OSError):
 
 
 class ArtifactsApi:
-    """The endpoints of artifacts at one address; `transport` replaces the network's."""
+    """The endpoints of artifacts at one address; `transport` replaces the network's.
 
-    def __init__(self, url: str, key: str, transport: httpx2.BaseTransport | None = None) -> None:
+    `ca_file` has the authority that signs the certificate of the API, if it is not one of the system's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        transport: httpx2.BaseTransport | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
         base = parse_api_url(url)
         host = urlsplit(base).hostname or ""
         if base.startswith("http://") and not is_loopback(host):
@@ -52,6 +63,7 @@ class ArtifactsApi:
             headers=headers,
             timeout=TIMEOUT,
             transport=transport,
+            verify=create_trust(ca_file),
             # A proxy of the environment does not lead to this host's own tunnel.
             trust_env=not is_loopback(host),
         )

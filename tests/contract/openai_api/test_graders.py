@@ -1,7 +1,6 @@
 """OpenAI's graders, through its official client: each response is what the client's types say."""
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +23,12 @@ from app.settings import EvaluationEndpoint, Settings
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, Run
 from tests.integration.trainers.metrics.judge_server import JudgeServer, serve_judge
+from tests.services import REQUIRED
 from trainers.configs import EngineKind, Queue
 from trainers.graders.sandbox import find_sandbox_fault
 
 needs_sandbox = pytest.mark.skipif(
-    (fault := find_sandbox_fault()) is not None and "REQUIRE_BWRAP" not in os.environ, reason=str(fault)
+    (fault := find_sandbox_fault()) is not None and not REQUIRED, reason=str(fault)
 )
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

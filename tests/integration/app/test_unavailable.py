@@ -19,6 +19,7 @@ from app.storage import database, sqlite
 from app.storage.database import create_database_engine, get_engine
 from tests.application import configured_app
 from tests.integration.app.conftest import clear_caches
+from tests.services import require_root
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgres = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -137,8 +138,7 @@ def test_a_postgresql_without_free_connections_is_reported(client: TestClient, p
 @pytest.fixture
 def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """Yield a client of a service whose data directory has no space left."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
+    require_root("mount a small file system")
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)

@@ -7,7 +7,6 @@ wrong clock, and a broker with another password.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,8 +38,7 @@ DEFECTS = {"torch", "data directory", "clock", "broker"}
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """Yield a folder of a disk without free space."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
+    services.require_root("mount a small file system")
     folder = tmp_path / "full"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
@@ -62,8 +60,7 @@ def run_doctor(*prefix: str, **variables: str) -> subprocess.CompletedProcess[st
 def test_four_planted_defects_are_found_each_with_its_fix(
     full_disk: Path, postgres: str, tmp_path: Path
 ) -> None:
-    if shutil.which("faketime") is None:
-        pytest.skip("faketime is not installed")
+    services.find_program("faketime")
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text(NVIDIA_SMI)

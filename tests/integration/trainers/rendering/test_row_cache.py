@@ -14,6 +14,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from tests.services import require_root
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling import families
 from trainers.modeling.load import load_tokenizer
@@ -326,10 +327,10 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_one_of_the_run(
     assert cache_of_process(tmp_path / "run").folder == tmp_path / "run" / RUN_FOLDER
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk to fill")
 def test_a_full_disk_is_reported_as_such(
     tokenizer: PreTrainedTokenizerBase, training_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    require_root("mount a small disk to fill")
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)

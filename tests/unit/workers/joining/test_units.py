@@ -7,7 +7,6 @@ back.
 
 import os
 import plistlib
-import shutil
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tests.services import find_program, require_root
 from workers.__main__ import program
 from workers.joining.control_plane import JoinFailed
 from workers.joining.env_file import load_env_file, read_env_file, write_env_file
@@ -38,8 +38,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path, name: str, user: str) -> None:
     (tmp_path / name).mkdir()
     text = make_unit(tmp_path / name, user).to_systemd()
     assert ("User=root" in text, "WantedBy=multi-user.target" in text) == (bool(user), bool(user))
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
+    find_program("systemd-analyze")
     unit = tmp_path / "tunesmith-worker.service"
     unit.write_text(text)
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
@@ -79,8 +78,7 @@ def test_variables_of_the_shell_precede_those_of_the_file(
 
 
 def test_a_folder_of_another_user_is_left_as_it_is(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root names another user")
+    require_root("name another user")
     assert default_data_dir("daemon") == Path("/var/lib/tunesmith")
     options = JoinOptions("http://127.0.0.1:9", "key", "host", tmp_path, user="daemon")
     with pytest.raises(JoinFailed, match="does not belong to the user daemon"):

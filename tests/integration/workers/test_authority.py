@@ -1,0 +1,124 @@
+"""A host trusts the certificate of Caddy's own authority, and no other.
+
+Goal: with the profile `tls` and `tls internal`, a host joins, and its system is not changed.
+Method: a real Caddy with the configuration of `docker-compose.yml`, in front of a server with one response.
+"""
+
+import hashlib
+import os
+import ssl
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from app.storage.api_store.client import ArtifactsApi
+from app.storage.remote.errors import StoreUnreachable
+from tests import services
+from tests.conftest import ROOT
+from workers.joining.authority import store_authority
+from workers.joining.control_plane import JoinFailed, revoke_credentials
+
+# The authority must not be added to those that this machine trusts, and port 80 may be taken.
+FOR_TESTS = "admin off\n\tskip_install_trust\n\tauto_https disable_redirects"
+
+
+@dataclass(frozen=True)
+class TlsControlPlane:
+    """The address of Caddy, and the certificate of its authority."""
+
+    url: str
+    certificate: Path
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate.read_text())).hexdigest()
+
+
+class EmptyResponses(BaseHTTPRequestHandler):
+    """Responds to each request with an empty JSON object."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture(scope="module")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsControlPlane]:
+    folder, port = tmp_path_factory.mktemp("caddy"), services.free_port()
+    upstream = ThreadingHTTPServer(("127.0.0.1", 0), EmptyResponses)
+    Thread(target=upstream.serve_forever, daemon=True).start()
+    configuration = folder / "Caddyfile"
+    text = (ROOT / "deploy/caddy/Caddyfile").read_text(encoding="utf-8")
+    configuration.write_text(text.replace("admin off", FOR_TESTS))
+    environment = os.environ | {
+        "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "TLS_OPTIONS": "tls internal",
+        "TLS_DOMAIN": f"https://localhost:{port}", "API_UPSTREAM": f"127.0.0.1:{upstream.server_port}",
+    }  # fmt: skip
+    caddy = services.find_program("caddy")
+    command = [caddy, "run", "--adapter", "caddyfile", "--config", str(configuration)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+    try:
+        services.wait_until_open(port)
+        yield TlsControlPlane(f"https://localhost:{port}", folder / "caddy/pki/authorities/local/root.crt")
+    finally:
+        process.terminate()
+        process.wait(10)
+        upstream.shutdown()
+
+
+def test_a_host_without_the_authority_learns_what_to_pass(control_plane: TlsControlPlane) -> None:
+    with pytest.raises(JoinFailed, match=r"does not trust the certificate .*--ca-file.*--ca-fingerprint"):
+        revoke_credentials(control_plane.url, "ts_x", "credential_x", None)
+
+
+def test_a_host_trusts_the_authority_in_a_file(control_plane: TlsControlPlane, tmp_path: Path) -> None:
+    stored = store_authority(tmp_path, control_plane.url, control_plane.certificate, "")
+    assert stored is not None and revoke_credentials(control_plane.url, "ts_x", "credential_x", stored)
+    ArtifactsApi(f"api+{control_plane.url}", "ts_x", ca_file=stored).check()
+    # It is kept when the host joins again.
+    assert store_authority(tmp_path, control_plane.url, None, "") == stored
+
+
+def test_a_host_gets_the_authority_by_its_fingerprint(control_plane: TlsControlPlane, tmp_path: Path) -> None:
+    digits = control_plane.fingerprint.upper()
+    printed = "sha256 Fingerprint=" + ":".join(digits[i : i + 2] for i in range(0, 64, 2))
+    stored = store_authority(tmp_path, control_plane.url, None, printed)
+    assert stored is not None
+    assert stored.read_text().split() == control_plane.certificate.read_text().split()
+    assert revoke_credentials(control_plane.url, "ts_x", "credential_x", stored)
+
+
+def test_another_fingerprint_and_another_authority_are_refused(
+    control_plane: TlsControlPlane, tmp_path: Path
+) -> None:
+    with pytest.raises(JoinFailed, match=f"SHA-256 fingerprint {control_plane.fingerprint}, not 0000"):
+        store_authority(tmp_path, control_plane.url, None, "0" * 64)
+    with pytest.raises(JoinFailed, match="64 hexadecimal digits"):
+        store_authority(tmp_path, control_plane.url, None, "sha256:abc")
+    (tmp_path / "empty").touch()
+    for name in ("empty", "missing"):
+        with pytest.raises(JoinFailed, match=r"contains no certificate|does not exist"):
+            store_authority(tmp_path, control_plane.url, tmp_path / name, "")
+    other = tmp_path / "other.pem"
+    openssl = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=other"
+    command = [*openssl.split(), "-keyout", str(tmp_path / "key"), "-out", str(other)]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(JoinFailed, match=f"with the authority in {other} does not trust"):
+        revoke_credentials(control_plane.url, "ts_x", "credential_x", other)
+    api = ArtifactsApi(f"api+{control_plane.url}", "ts_x", ca_file=other)
+    with pytest.raises(StoreUnreachable, match="CERTIFICATE_VERIFY_FAILED"):
+        api.check()
