@@ -7,17 +7,21 @@ in a folder that the host does not have, and the commands as processes in a fold
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 
 from tests.e2e.platform import ROOT, Platform, wait_until
 from tests.integration.workers.test_tunnels import SshServer
 from tests.integration.workers.test_tunnels import server as ssh_server
+from tests.tls_proxy import tls_proxy
 from workers.joining.env_file import read_env_file
 
 __all__ = ["ssh_server"]
@@ -94,6 +98,25 @@ def test_a_host_outside_the_network_joins_through_ssh(
     assert left.returncode == 0, left.stdout + left.stderr
     assert not (host / "worker.env").exists()
     assert team.get("/worker-credentials")["items"][0]["revoked_at"] is not None
+
+
+@pytest.mark.slow
+def test_a_host_joins_and_sends_artifacts_through_caddys_own_authority(
+    team: Platform, tmp_path: Path
+) -> None:
+    key, host = create_keys(team), tmp_path / "host"
+    with tls_proxy(tmp_path / "caddy", urlsplit(team.base_url).port or 0) as proxy:
+        options = ["--url", proxy.url, "--key", key["key"], "--name", "gpu-1", "--no-start"]
+        refused = run_command(host, "join", *options)
+        assert refused.returncode == 1 and "--ca-fingerprint" in refused.stderr, refused.stderr
+        joined = run_command(host, "join", *options, "--ca-fingerprint", proxy.fingerprint)
+        assert joined.returncode == 0, joined.stdout + joined.stderr
+        print(refused.stderr, joined.stdout)
+        assert re.search(f"ok +artifact store +api\\+{proxy.url}", joined.stdout)
+        start_worker(team, host / "worker.env")
+        assert team.wait_until_finished(team.submit(PREPARE))["status"] == "succeeded"
+        left = run_command(host, "leave")
+        assert left.returncode == 0, left.stdout + left.stderr
 
 
 def test_a_host_that_cannot_join_learns_why(team: Platform, tmp_path: Path) -> None:

@@ -4,12 +4,8 @@ Goal: with the profile `tls` and `tls internal`, a host joins, and its system is
 Method: a real Caddy with the configuration of `docker-compose.yml`, in front of a server with one response.
 """
 
-import hashlib
-import os
-import ssl
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,25 +14,9 @@ import pytest
 
 from app.storage.api_store.client import ArtifactsApi
 from app.storage.remote.errors import StoreUnreachable
-from tests import services
-from tests.conftest import ROOT
+from tests.tls_proxy import TlsControlPlane, tls_proxy
 from workers.joining.authority import store_authority
 from workers.joining.control_plane import JoinFailed, revoke_credentials
-
-# The authority must not be added to those that this machine trusts, and port 80 may be taken.
-FOR_TESTS = "admin off\n\tskip_install_trust\n\tauto_https disable_redirects"
-
-
-@dataclass(frozen=True)
-class TlsControlPlane:
-    """The address of Caddy, and the certificate of its authority."""
-
-    url: str
-    certificate: Path
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate.read_text())).hexdigest()
 
 
 class EmptyResponses(BaseHTTPRequestHandler):
@@ -57,27 +37,11 @@ class EmptyResponses(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsControlPlane]:
-    folder, port = tmp_path_factory.mktemp("caddy"), services.free_port()
     upstream = ThreadingHTTPServer(("127.0.0.1", 0), EmptyResponses)
     Thread(target=upstream.serve_forever, daemon=True).start()
-    configuration = folder / "Caddyfile"
-    text = (ROOT / "deploy/caddy/Caddyfile").read_text(encoding="utf-8")
-    configuration.write_text(text.replace("admin off", FOR_TESTS))
-    environment = os.environ | {
-        "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "TLS_OPTIONS": "tls internal",
-        "TLS_DOMAIN": f"https://localhost:{port}", "API_UPSTREAM": f"127.0.0.1:{upstream.server_port}",
-    }  # fmt: skip
-    caddy = services.find_program("caddy")
-    command = [caddy, "run", "--adapter", "caddyfile", "--config", str(configuration)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
-    try:
-        services.wait_until_open(port)
-        yield TlsControlPlane(f"https://localhost:{port}", folder / "caddy/pki/authorities/local/root.crt")
-    finally:
-        process.terminate()
-        process.wait(10)
-        upstream.shutdown()
+    with tls_proxy(tmp_path_factory.mktemp("caddy"), upstream.server_port) as proxy:
+        yield proxy
+    upstream.shutdown()
 
 
 def test_a_host_without_the_authority_learns_what_to_pass(control_plane: TlsControlPlane) -> None:
