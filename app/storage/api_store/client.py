@@ -80,6 +80,10 @@ class ArtifactsApi:
                 time.sleep(seconds)
         return self._send(method, path, **options)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def check(self) -> None:
         """Raise what is wrong with the address or the key now."""
         self._send("GET", f"/uploads/{'0' * 64}")

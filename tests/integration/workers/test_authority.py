@@ -6,6 +6,7 @@ Method: a real Caddy with the configuration of `docker-compose.yml`, in front of
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -42,6 +43,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsContr
     with tls_proxy(tmp_path_factory.mktemp("caddy"), upstream.server_port) as proxy:
         yield proxy
     upstream.shutdown()
+    upstream.server_close()
 
 
 def test_a_host_without_the_authority_learns_what_to_pass(control_plane: TlsControlPlane) -> None:
@@ -52,7 +54,8 @@ def test_a_host_without_the_authority_learns_what_to_pass(control_plane: TlsCont
 def test_a_host_trusts_the_authority_in_a_file(control_plane: TlsControlPlane, tmp_path: Path) -> None:
     stored = store_authority(tmp_path, control_plane.url, control_plane.certificate, "")
     assert stored is not None and revoke_credentials(control_plane.url, "ts_x", "credential_x", stored)
-    ArtifactsApi(f"api+{control_plane.url}", "ts_x", ca_file=stored).check()
+    with closing(ArtifactsApi(f"api+{control_plane.url}", "ts_x", ca_file=stored)) as api:
+        api.check()
     # It is kept when the host joins again.
     assert store_authority(tmp_path, control_plane.url, None, "") == stored
 
@@ -83,6 +86,8 @@ def test_another_fingerprint_and_another_authority_are_refused(
     subprocess.run(command, check=True, capture_output=True)
     with pytest.raises(JoinFailed, match=f"with the authority in {other} does not trust"):
         revoke_credentials(control_plane.url, "ts_x", "credential_x", other)
-    api = ArtifactsApi(f"api+{control_plane.url}", "ts_x", ca_file=other)
-    with pytest.raises(StoreUnreachable, match="CERTIFICATE_VERIFY_FAILED"):
+    with (
+        closing(ArtifactsApi(f"api+{control_plane.url}", "ts_x", ca_file=other)) as api,
+        pytest.raises(StoreUnreachable, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
         api.check()
