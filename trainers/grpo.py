@@ -222,6 +222,7 @@ def _run_sampler(
     if (kind := config.generation.engine) is None:
         yield None
         return
+    device = pick_device(config.queue).type
     settings = ChildEngineOptions(
         kind,
         config.engine_program or (),
@@ -230,10 +231,11 @@ def _run_sampler(
         str(forward_dtype(precision)).removeprefix("torch."),
         adapter_rank(config),
         config.vllm_memory_share,
+        device,
     )
     with ExitStack() as stack:
         # On a CPU, one engine uses all cores.
-        has_own = is_main_process() or pick_device(config.queue).type == "cuda"
+        has_own = is_main_process() or device == "cuda"
         engine = stack.enter_context(run_engine(settings, run_dir)) if has_own else None
         yield stack.enter_context(open_sampler(engine, run_dir, config.seed))
 

@@ -53,6 +53,7 @@ class ChildEngineOptions:
         dtype: Number format of the base in training.
         adapter_rank: Rank of the adapter.
         memory_share: Share of the GPU's memory, for vLLM.
+        device: Type of the device that the run has.
     """
 
     kind: EngineKind
@@ -62,6 +63,7 @@ class ChildEngineOptions:
     dtype: str
     adapter_rank: int
     memory_share: float
+    device: str
 
     def command(self, port: int) -> list[str]:
         """Return the command that serves the base and one adapter on a port."""
@@ -71,10 +73,16 @@ class ChildEngineOptions:
             *("--model", self.model, "--served-name", BASE_NAME, "--host", HOST, "--port", str(port)),
             *("--max-model-len", str(self.max_model_len), "--dtype", self.dtype),
             *("--max-adapters", "1", "--max-adapter-rank", str(self.adapter_rank)),
-            *(("--memory-share", str(self.memory_share)) if self.kind is EngineKind.vllm else ()),
+            *(self._vllm_flags() if self.kind is EngineKind.vllm else ()),
             # With the temperature, as the trainer computes them: importance ratios compare both.
             *("--logprobs-mode", "processed_logprobs"),
         ]
+
+    def _vllm_flags(self) -> list[str]:
+        flags = ["--memory-share", str(self.memory_share)]
+        # vLLM 0.32 fails on a CPU if it reads the prompt of a request with a seed in parts: it cannot rewind
+        # the generator of the request there.
+        return [*flags, "--no-enable-chunked-prefill"] if self.device == "cpu" else flags
 
 
 @dataclass(frozen=True)
