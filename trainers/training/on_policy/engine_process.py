@@ -22,7 +22,7 @@ import httpx2
 
 from trainers.configs.engines import EngineKind
 from trainers.runtime.errors import EngineFailed
-from trainers.runtime.process_tree import MARKER, kill_abandoned_processes, kill_processes, new_marker
+from trainers.runtime.process_tree import MARKER, new_marker
 from trainers.runtime.ranks import current_rank
 
 HOST = "127.0.0.1"
@@ -107,11 +107,14 @@ def run_engine(settings: ChildEngineOptions, run_dir: Path) -> Iterator[EngineCh
     Raises:
         EngineFailed: The engine did not start.
     """
-    # An engine whose program was killed with -9 may have left workers.
-    kill_abandoned_processes()
     log = run_dir / (f"engine-{current_rank()}.log" if current_rank() else ENGINE_LOG)
     port = _free_port()
     marker = new_marker()
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "trainers.training.on_policy.engine_watch", marker],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     with log.open("ab") as output:
         process = subprocess.Popen(
             settings.command(port),
@@ -133,7 +136,8 @@ def run_engine(settings: ChildEngineOptions, run_dir: Path) -> Iterator[EngineCh
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        kill_processes(marker)
+        # Closes the pipe: what the engine has left is killed.
+        watch.communicate()
 
 
 def _wait_until_ready(engine: EngineChild) -> None:

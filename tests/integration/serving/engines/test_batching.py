@@ -4,7 +4,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from openai import OpenAI
+import pytest
+from openai import BadRequestError, OpenAI
 
 QUESTIONS = [
     "hello",
@@ -58,6 +59,19 @@ def test_prompts_that_are_scored_together_have_the_scores_of_single_ones(client:
         (a, b) for one, other in zip(together, single, strict=True) for a, b in zip(one, other, strict=True)
     ]
     assert max(abs(a - b) for a, b in pairs if a is not None and b is not None) < 1e-4
+
+
+def test_token_ids_are_returned_with_one_log_probability_each(client: OpenAI) -> None:
+    ids, asked = [9, 8, 7], {"return_token_ids": True}
+    response = client.completions.create(
+        model="alpha", prompt=ids, n=2, seed=5, max_tokens=6, temperature=1, logprobs=0, extra_body=asked
+    )
+    for choice in response.choices:
+        assert choice.model_extra is not None and choice.logprobs is not None
+        assert choice.model_extra["prompt_token_ids"] == ids
+        assert 0 < len(choice.model_extra["token_ids"]) == len(choice.logprobs.token_logprobs or []) <= 6
+    with pytest.raises(BadRequestError, match="'return_token_ids' needs 'stream': false"):
+        client.completions.create(model="alpha", prompt=ids, stream=True, extra_body=asked)
 
 
 def test_a_seeded_completion_does_not_depend_on_its_batch(client: OpenAI) -> None:

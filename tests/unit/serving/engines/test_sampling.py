@@ -1,8 +1,18 @@
 """Each sampling parameter has its effect on hand-made logits."""
 
+import math
+
+import pytest
 import torch
 
-from serving.engines.decoding.sampling import SamplingParams, adjust_logits, make_generator, sample_token
+from serving.engines.decoding.sampling import (
+    SamplingParams,
+    adjust_logits,
+    make_generator,
+    sample_token,
+    sampling_probabilities,
+    token_logprob,
+)
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
@@ -31,3 +41,13 @@ def test_min_p_keeps_tokens_by_their_probability_relative_to_the_most_likely() -
     sampled = {sample_token(LOGITS, SamplingParams(min_p=0.3), generator) for _ in range(200)}
     assert sampled == {0, 1}
     assert {sample_token(LOGITS, SamplingParams(), generator) for _ in range(400)} == {0, 1, 2, 3}
+
+
+def test_processed_probabilities_are_those_that_a_token_is_sampled_with() -> None:
+    logits_v = torch.tensor([2.0, 1.0, 0.0, -4.0])
+    params = SamplingParams(temperature=0.5, top_k=2)
+    probabilities_v = sampling_probabilities(logits_v, params)
+    assert probabilities_v.tolist() == pytest.approx([0.8808, 0.1192, 0, 0], abs=1e-4)
+    assert token_logprob(probabilities_v.log(), 1, 0).logprob == pytest.approx(math.log(0.1192), abs=1e-3)
+    drawn = [sample_token(logits_v, params, make_generator(seed)) for seed in range(400)]
+    assert drawn.count(1) / 400 == pytest.approx(0.1192, abs=0.05)
