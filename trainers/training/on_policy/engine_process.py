@@ -8,7 +8,6 @@ engine's own, and becomes the engine.
 import logging
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -30,8 +29,6 @@ BASE_NAME = "base"
 ENGINE_LOG = "engine.log"
 # Large weights may be read over a network.
 START_TIMEOUT_SECONDS = 1800.0
-# vLLM drains, then stops its engine core and workers one after the other.
-STOP_SECONDS = 30.0
 HEALTH_SECONDS = 2.0
 POLL_SECONDS = 0.2
 # Torch's launcher sets these for its ranks; vLLM would take the engine for one of them.
@@ -101,7 +98,7 @@ class EngineChild:
 
 
 @contextmanager
-def run_engine(settings: ChildEngineOptions, run_dir: Path) -> Iterator[EngineChild]:
+def run_engine(options: ChildEngineOptions, run_dir: Path) -> Iterator[EngineChild]:
     """Start an engine, yield it when it accepts requests, and stop it at the end.
 
     Raises:
@@ -109,35 +106,23 @@ def run_engine(settings: ChildEngineOptions, run_dir: Path) -> Iterator[EngineCh
     """
     log = run_dir / (f"engine-{current_rank()}.log" if current_rank() else ENGINE_LOG)
     port = _free_port()
-    marker = new_marker()
-    watch = subprocess.Popen(
-        [sys.executable, "-m", "trainers.training.on_policy.engine_watch", marker],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
     with log.open("ab") as output:
         process = subprocess.Popen(
-            settings.command(port),
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "trainers.training.on_policy.engine_watch", *options.command(port)],
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment() | {MARKER: marker},
+            env=_environment() | {MARKER: new_marker()},
             # A request to stop the run is not for the engine: the step that is in progress needs it.
             start_new_session=True,
         )
-    engine = EngineChild(settings.kind, f"http://{HOST}:{port}", process, log)
+    engine = EngineChild(options.kind, f"http://{HOST}:{port}", process, log)
     try:
         _wait_until_ready(engine)
         yield engine
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        # Closes the pipe: what the engine has left is killed.
-        watch.communicate()
+        # Closes the pipe.
+        process.communicate()
 
 
 def _wait_until_ready(engine: EngineChild) -> None:

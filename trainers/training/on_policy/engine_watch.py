@@ -1,23 +1,40 @@
-"""Kills an engine's processes when the program that started them is gone, however it has ended.
+"""Runs an engine, and ends all of its processes when the program that needs it closes a pipe, or is gone.
 
-The kernel ends the engine itself with its parent, but vLLM's engine core and workers would go on without it.
+The kernel can end the engine itself with its parent, but vLLM's engine core and workers would go on: they are
+found because they are adopted by this process. (Their titles overwrite the marker in their environment.)
 
-    python -m trainers.training.on_policy.engine_watch MARKER    # Standard input is a pipe from the program.
+    python -m trainers.training.on_policy.engine_watch COMMAND…     # Standard input is the pipe.
 """
 
-import signal
+import os
+import subprocess
 import sys
+import threading
 
-from trainers.runtime.process_tree import kill_processes
+from trainers.runtime.process_tree import MARKER, adopt_orphans, kill_processes
+
+# vLLM drains, then stops its engine core and workers one after the other.
+STOP_SECONDS = 30.0
 
 
-def main(marker: str) -> None:
-    """Wait until the pipe is closed, and kill the processes with the marker."""
-    # Ctrl-C in a terminal is for the program, which then closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def main(command: list[str]) -> int:
+    """Run the engine until it ends or must end; return its exit status."""
+    adopt_orphans()
+    engine = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    threading.Thread(target=_stop_at_end_of_input, args=(engine,), daemon=True).start()
+    status = engine.wait()
+    kill_processes(os.environ[MARKER], ancestor=os.getpid())
+    return abs(status)
+
+
+def _stop_at_end_of_input(engine: "subprocess.Popen[bytes]") -> None:
     sys.stdin.buffer.read()
-    kill_processes(marker)
+    engine.terminate()
+    try:
+        engine.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        engine.kill()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1:]))
