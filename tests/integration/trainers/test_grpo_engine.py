@@ -12,14 +12,15 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.trainers.conftest import events
+from tests.integration.trainers.conftest import Programs, events
 from tests.integration.trainers.faulty_engine import LAST_GOOD
-from tests.integration.trainers.stages import run_stage
+from tests.integration.trainers.stages import at_checkpoint, run_stage
 from trainers.configs import GrpoConfig, parse_stage
 from trainers.configs.stages.preflight import HostMemory
 from trainers.preflight.memory.estimate import estimate_memory
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import EngineFailed
+from trainers.runtime.launch_command import build_command
 from trainers.training.on_policy.adapter_folders import PREFIX, SHARED_MEMORY
 
 STEPS = 7
@@ -81,22 +82,32 @@ def test_an_adapter_that_the_engine_refuses_ends_the_run(
 
 
 @pytest.mark.slow
-def test_the_reward_and_the_samples_are_those_of_generation_by_transformers(
-    engine_sampled: dict[str, Any], tmp_path: Path
+def test_a_resumed_run_samples_with_the_same_seeds(engine_sampled: dict[str, Any], tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run_stage(engine_sampled, whole) is not None
+    at_checkpoint(whole, resumed, step=3)
+    assert run_stage(engine_sampled, resumed) is not None
+    samples = [one for one in files.read_lines(whole / "samples.jsonl") if one["step"] > 3]
+    assert files.read_lines(resumed / "samples.jsonl") == samples
+    [event] = events(resumed, "resumed")
+    assert event["exactness"] == "approximate" and "same seeds" in event["reasons"][0]
+
+
+@pytest.mark.slow
+def test_two_ranks_sample_from_one_engine_with_the_same_adapter(
+    programs: Programs, engine_sampled: dict[str, Any], tmp_path: Path
 ) -> None:
-    more = engine_sampled | {"max_steps": 20, "num_generations": 8, "batch_size": 32, "temperature": 1.0}
-    for generation in ("hf", "transformers"):
-        assert run_stage(more | {"generation": generation}, tmp_path / generation) is not None
-    first, last = zip(
-        *(
-            (result["metrics"]["first_reward"], result["metrics"]["last_reward"])
-            for generation in ("hf", "transformers")
-            if (result := files.read_result(tmp_path / generation)) is not None
-        ),
-        strict=True,
-    )
-    assert all(end > begin + 0.1 for begin, end in zip(first, last, strict=True))
-    assert last[0] == pytest.approx(last[1], abs=0.15)
+    values = engine_sampled | {"devices": 2, "queue": "cpu", "micro_batch_size": 4}
+    files.write_json(tmp_path / "config.json", values)
+    command = build_command(sys.executable, parse_stage(values), tmp_path / "config.json", tmp_path)
+    process = programs.popen(command)
+    _, log = process.communicate(timeout=240)
+    assert process.returncode == 0, log
+    ratios = [event["values"] for event in events(tmp_path, "metrics")]
+    assert len(ratios) == STEPS
+    assert all(one["importance_ratio/logprob_difference"] < 1e-4 for one in ratios)
+    # Rows of different ranks have different seeds.
+    assert len({one["completion"] for one in files.read_lines(tmp_path / "samples.jsonl")}) > STEPS
 
 
 def test_the_memory_estimate_has_the_engine_in_place_of_a_cache(engine_sampled: dict[str, Any]) -> None:
