@@ -45,7 +45,7 @@ def engine_sampled(adapted: dict[str, str], training_rows: str) -> dict[str, Any
         "learning_rate": 1e-2,
         "schedule": "constant",
         "log_every_steps": 1,
-        "save_every_steps": 3,
+        "save_every_steps": 4,
     }
 
 
@@ -85,9 +85,9 @@ def test_an_adapter_that_the_engine_refuses_ends_the_run(
 def test_a_resumed_run_samples_with_the_same_seeds(engine_sampled: dict[str, Any], tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_stage(engine_sampled, whole) is not None
-    at_checkpoint(whole, resumed, step=3)
+    at_checkpoint(whole, resumed, step=4)
     assert run_stage(engine_sampled, resumed) is not None
-    samples = [one for one in files.read_lines(whole / "samples.jsonl") if one["step"] > 3]
+    samples = [one for one in files.read_lines(whole / "samples.jsonl") if one["step"] > 4]
     assert files.read_lines(resumed / "samples.jsonl") == samples
     [event] = events(resumed, "resumed")
     assert event["exactness"] == "approximate" and "same seeds" in event["reasons"][0]
