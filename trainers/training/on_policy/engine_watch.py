@@ -28,7 +28,8 @@ def main(command: list[str]) -> int:
 
 
 def _stop_at_end_of_input(engine: "subprocess.Popen[bytes]") -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     engine.terminate()
     try:
         engine.wait(STOP_SECONDS)
@@ -37,4 +38,5 @@ def _stop_at_end_of_input(engine: "subprocess.Popen[bytes]") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # The thread may still read: a regular exit would wait for it, or abort.
+    os._exit(main(sys.argv[1:]))
