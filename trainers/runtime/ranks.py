@@ -116,6 +116,9 @@ class RankWatch:
             if dead is not None:
                 with contextlib.suppress(OSError):
                     files.write_error(self._run_dir, RankLost(dead), current_rank())
+            # The rank that has failed must not take this one for its cause.
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
             # The main thread may wait for the other rank, where no exception and no signal reaches it.
             sys.stderr.flush()
             os._exit(EXIT_FAILED)

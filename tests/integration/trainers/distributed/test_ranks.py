@@ -16,6 +16,7 @@ import ctypes, os, signal, sys, time
 from pathlib import Path
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import OutOfMemory
+from trainers.runtime.program import _report_error
 from trainers.runtime.ranks import RankWatch, current_rank
 
 run_dir, end = Path(sys.argv[1]), sys.argv[2]
@@ -31,13 +32,20 @@ if end == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if end == "error":
     files.write_error(run_dir, OutOfMemory("The device ran out of memory."), 1)
+if end == "fault":
+    _report_error(run_dir, RuntimeError("a fault"), ranks)
 ranks.leave()
 """
 
 
 @pytest.mark.parametrize(
     ("end", "status", "code"),
-    [("error", 1, "out_of_memory"), ("killed", 1, "rank_lost"), ("on purpose", 0, None)],
+    [
+        ("error", 1, "out_of_memory"),
+        ("fault", 1, "internal_error"),
+        ("killed", 1, "rank_lost"),
+        ("on purpose", 0, None),
+    ],
 )
 def test_a_rank_in_a_collective_operation_ends_with_the_other(
     end: str, status: int, code: str | None, tmp_path: Path
