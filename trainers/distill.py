@@ -39,6 +39,7 @@ from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments
+from trainers.training.checkpoints.sharded_trainer import ShardedCheckpointMixin
 from trainers.training.loop import run_training_loop
 from trainers.training.on_policy.generation import OnPolicyCallback, generation_arguments, longest_sequence
 from trainers.training.on_policy.rollouts import build_prompt_dataset, load_student_prompts
@@ -88,7 +89,7 @@ def plan(config: DistillConfig) -> dict[str, Any]:
     }
 
 
-class StudentTrainer(ScheduleMixin, DistillationTrainer):
+class StudentTrainer(ScheduleMixin, ShardedCheckpointMixin, DistillationTrainer):
     """TRL's trainer, which keeps the last completions that it has sampled."""
 
     _last_batch: tuple[list[Any], list[list[int]]] = ([], [])

@@ -35,6 +35,7 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import wait_for_all
+from trainers.training.checkpoints.sharded_trainer import ShardedCheckpointMixin
 from trainers.training.datasets import map_dataset
 from trainers.training.loop import run_training_loop
 from trainers.training.pair_weights import PairWeightMixin
@@ -93,7 +94,14 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     }
 
 
-class PairTrainer(PairWeightMixin, StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, DPOTrainer):
+class PairTrainer(
+    PairWeightMixin,
+    StepSamplerMixin,
+    ScheduleMixin,
+    ShardedCheckpointMixin,
+    IsolatedValidationMixin,
+    DPOTrainer,
+):
     """TRL's trainer on pairs that are already tokenized, so that DPO trains on the same tokens as SFT."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

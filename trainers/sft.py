@@ -31,6 +31,7 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback
+from trainers.training.checkpoints.sharded_trainer import ShardedCheckpointMixin
 from trainers.training.datasets import map_dataset, pack_rows, token_lengths
 from trainers.training.loop import run_training_loop
 from trainers.training.padding_free import enable_padding_free, project_loss_tokens_only, uses_padding_free
@@ -81,7 +82,9 @@ def plan(config: SftConfig) -> dict[str, Any]:
     }
 
 
-class RowTrainer(StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, SFTTrainer):
+class RowTrainer(
+    StepSamplerMixin, ScheduleMixin, ShardedCheckpointMixin, IsolatedValidationMixin, SFTTrainer
+):
     """TRL's trainer on rows that are already tokenized, in our own order."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
 from trainers.runtime.ranks import is_first_of_host, node_count, node_rank, world_size
 from trainers.training.checkpoints.interval import CheckpointTimer
+from trainers.training.checkpoints.shards import ShardWriter
 from trainers.training.diagnosis.loss_trend import LossTrend, describe_trend, find_loss_problem, is_due
 from trainers.training.diagnosis.non_finite import diagnose_non_finite, find_damaged_weight
 from trainers.training.diagnosis.peak_memory import measure_peak
@@ -48,6 +49,8 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self._stop = stop
         self._changes = WeightChangeDetector()
         self._save_started_at = time.monotonic()
+        self.shard_writer: ShardWriter | None = None
+        """Writes the weights and the optimizer's state of checkpoints, where they are sharded."""
         self._has_warned_of_loss = False
 
     def warn(self, code: str, message: str) -> None:
@@ -86,6 +89,8 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._changes.check(kwargs["model"])
+        if self.shard_writer is not None:
+            self.shard_writer.check()
         # The clocks of the processes differ, too.
         must_stop, is_due = _any_process([self._stop.requested, self._timer.is_due], args.device)
         control.should_training_stop |= must_stop
@@ -157,10 +162,20 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             pack_best_model(self._run_dir, written)
             save_environment(self._config, written)
             self._changes.save(written)
-            files.publish_checkpoint(self._run_dir, state.global_step, written, self._save_started_at)
-            files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
+        publish = partial(self._publish, state.global_step, written, self._save_started_at)
+        if self.shard_writer is None:
+            publish()
+        else:
+            self.shard_writer.publish_when_written(publish)
+            if control.should_training_stop:
+                self.shard_writer.wait()
         wait_for_all()
         self._timer.restart()
+
+    def _publish(self, step: int, written: Path, started_at: float) -> None:
+        if is_main_process():
+            files.publish_checkpoint(self._run_dir, step, written, started_at)
+            files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
 
 
 def _logged_losses(state: TrainerState) -> list[float]:
@@ -202,9 +217,15 @@ def wait_for_all() -> None:
 
 @cache
 def _waiting_group() -> Any:
+    """Return the group of `wait_for_all`."""
+    return new_waiting_group()
+
+
+def new_waiting_group() -> Any:
     """Return a group of all processes for waits while the first one works alone, such as on a checkpoint.
 
-    It has a time limit of its own, longer than that of training's collective operations.
+    It has a time limit of its own, longer than that of training's collective operations. All processes must
+    call this together.
     """
     return distributed.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_TIMEOUT_SECONDS))
 

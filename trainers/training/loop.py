@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
@@ -14,8 +15,8 @@ from trainers.modeling.load import count_parameters
 from trainers.modeling.quantization.nf4_callback import make_gap_callback
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import StopFlag, StopRequested, is_main_process
-from trainers.runtime.ranks import is_first_of_host
-from trainers.training.callback import RunDirCallback, wait_for_all
+from trainers.runtime.ranks import is_first_of_host, node_count
+from trainers.training.callback import RunDirCallback, new_waiting_group, wait_for_all
 from trainers.training.checkpoints.agreement import find_checkpoint
 from trainers.training.validation import has_stopped_early, unpack_best_model
 
@@ -39,6 +40,10 @@ def run_training_loop(
         # Before the one that publishes the checkpoint.
         trainer.add_callback(gap_callback)
     trainer.add_callback(callback)
+    # The shards of several hosts would be on several disks.
+    if trainer.is_fsdp_enabled and distributed.is_initialized() and node_count() == 1:
+        trainer.prepare_shards(new_waiting_group())
+        callback.shard_writer = trainer.shard_writer
     if is_main_process():
         trainable, total = count_parameters(trainer.model)
         logger.info("%d of %d parameters are trained, on %s.", trainable, total, data_summary)
@@ -55,6 +60,9 @@ def run_training_loop(
             trainer.train()
         else:
             _resume(trainer, config, callback, checkpoint)
+        if callback.shard_writer is not None:
+            callback.shard_writer.wait()
+        wait_for_all()
     finally:
         # After a failure too: on a full disk this makes room for error.json.
         if is_first_of_host():

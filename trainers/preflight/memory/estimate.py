@@ -234,12 +234,13 @@ def _total_bytes(
 
 def _plan_to_fields(config: TrainingConfig, plan: MemorySettings) -> dict[str, Any]:
     """Return a plan as fields of a stage."""
+    chosen = config.tuning.quantization if isinstance(config.tuning, LoraTuning) else None
     return {
         "batch_size": config.batch_size,
         "micro_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": config.batch_size // (plan.micro_batch_size * plan.devices),
         "activation_checkpointing": plan.checkpointing,
-        "quantization": Quantization.four_bit if plan.quantized else None,
+        "quantization": (chosen or Quantization.four_bit) if plan.quantized else None,
         "parallelism": plan.parallelism,
         "devices": config.devices,
     }

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from trainers.training.checkpoints.sharded_trainer import ShardedCheckpointMixin
 from trainers.training.on_policy.engine_sampler import EngineSampler
 from trainers.training.on_policy.importance_ratios import measure_ratios
 from trainers.training.on_policy.rollouts import RolloutRecorder
 from trainers.training.schedule import ScheduleMixin
 
 
-class PromptTrainer(ScheduleMixin, GRPOTrainer):
+class PromptTrainer(ScheduleMixin, ShardedCheckpointMixin, GRPOTrainer):
     """TRL's trainer with our schedule of the learning rate."""
 
     rollouts: RolloutRecorder

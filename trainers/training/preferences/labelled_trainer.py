@@ -10,6 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 from trl import KTOTrainer
 from trl.trainer.utils import use_adapter
 
+from trainers.training.checkpoints.sharded_trainer import ShardedCheckpointMixin
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.schedule import ScheduleMixin
 from trainers.training.validation import IsolatedValidationMixin
@@ -59,7 +60,9 @@ class ValidationRows(TorchDataset[dict[str, Any]]):
         return self._rows[index, (index - len(self) // 2) % len(self)]
 
 
-class LabelledTrainer(StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, KTOTrainer):
+class LabelledTrainer(
+    StepSamplerMixin, ScheduleMixin, ShardedCheckpointMixin, IsolatedValidationMixin, KTOTrainer
+):
     """TRL's trainer on rows that are already tokenized, whose loss does not depend on the micro-batch."""
 
     _divergence: torch.Tensor

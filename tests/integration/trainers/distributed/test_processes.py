@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,26 @@ def test_stopped_processes_save_one_checkpoint_and_go_on_as_if_they_had_not_stop
     assert files.checkpoints(tmp_path / "stopped")[-1].step == max(losses(tmp_path / "stopped")) < 60
     assert_sharded(run(values, tmp_path / "stopped"), parallelism)
     assert_same_run(tmp_path / "stopped", tmp_path / "whole", WEIGHTS[tuning])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_checkpoint_in_shards_is_a_model_and_is_resumed_by_one_process(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    values = stage | {"tuning": {"method": "full"}, "schedule": "constant"}
+    two = {"devices": 2, "parallelism": "fsdp2"}
+    run(values | two | {"max_steps": 6}, tmp_path / "first")
+    saved = files.last_complete_checkpoint(tmp_path / "first")
+    assert saved is not None and (saved / "optimizer_shards").is_dir()
+    (weights,) = saved.glob("model-*.safetensors")
+    trained, kept = load_file(tmp_path / "first" / "model" / "model.safetensors"), load_file(weights)
+    assert trained.keys() == kept.keys() and all(torch.equal(trained[name], kept[name]) for name in kept)
+    for name, more in (("two", two), ("one", {})):
+        shutil.copytree(tmp_path / "first", tmp_path / name)
+        (tmp_path / name / files.RESULT).unlink()
+        run(values | more | {"max_steps": 9}, tmp_path / name)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-4)
 
 
 def needs_deepspeed(parallelism: str) -> None:

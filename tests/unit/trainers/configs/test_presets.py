@@ -29,12 +29,13 @@ def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: 
 
 def test_every_documented_preset_exists() -> None:
     macs = {"mac-16gb", "mac-24gb", "mac-64gb", "mac-128gb"}
-    assert {*HARDWARE} == macs | {"cpu-tiny", "gpu-24gb", "gpu-80gb", "gpus-8x80gb"}
+    gpus = {"gpu-24gb", "gpu-24gb-nf4", "gpu-80gb", "gpus-8x80gb", "gpus-8x80gb-70b", "gpus-8x80gb-lora"}
+    assert {*HARDWARE} == macs | gpus | {"cpu-tiny"}
     assert {*FAMILIES} == {"qwen", "llama", "mistral", "phi", "gemma"}
 
 
 def test_a_stage_overrides_its_preset() -> None:
-    values = {"stage": "sft", "preset": "gpu-24gb", "base": "b", "dataset": "d", "tuning": {"rank": 4}}
+    values = {"stage": "sft", "preset": "gpu-24gb-nf4", "base": "b", "dataset": "d", "tuning": {"rank": 4}}
     config = SftConfig.model_validate(values | {"max_length": 512})
     assert isinstance(config.tuning, LoraTuning)
     assert (config.tuning.rank, config.tuning.quantization, config.max_length) == (4, "nf4", 512)
