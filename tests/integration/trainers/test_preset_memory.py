@@ -14,6 +14,7 @@ from trainers.configs.stages.preflight import HostMemory
 from trainers.preflight.memory.estimate import estimate_memory
 
 GB = 10**9
+PROMPT_TOKENS = 512
 # Sizes of Qwen3 4B, 8B and 14B, and of Llama 3 8B and 70B.
 QWEN = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8}
 LLAMA = {"vocab_size": 128256, "head_dim": 128, "num_key_value_heads": 8}
@@ -57,8 +58,10 @@ def test_a_preset_fits_its_gpus_with_its_largest_model(
     config = parse_stage(values | required.get(stage, {}))
     assert isinstance(config, TrainingConfig)
     host = HostMemory(worker="gpu", device="cuda", devices=count, memory_bytes=gigabytes * GB)
-    prompt = 512 if isinstance(config, OnPolicyConfig) else 0
-    longest = prompt + (getattr(config, "max_length", None) or getattr(config, "max_completion_length", 0))
+    if isinstance(config, OnPolicyConfig):
+        longest = PROMPT_TOKENS + config.max_completion_length
+    else:
+        longest = config.max_length  # type: ignore[attr-defined]
     # Activations are recomputed where they do not fit.
     estimate = estimate_memory(config.model_copy(update={"activation_checkpointing": True}), [host], longest)
     assert estimate is not None
