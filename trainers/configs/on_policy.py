@@ -106,8 +106,6 @@ def _engine_obstacle(config: EngineSampledConfig) -> str | None:
             "needs a whole copy of the base on each device for its engine, so sharding it with parallelism "
             f"{config.parallelism} saves nothing: use ddp or zero2"
         )
-    if config.nodes > 1:
-        return f"hands adapters over within one host, not {config.nodes}: set nodes to 1"
     return _adapter_obstacle(tuning, config.generation)
 
 

@@ -160,7 +160,7 @@ def test_an_approximate_resume_guarantee_has_reasons(
         ({"tuning": {"dora": True}}, "cannot load adapters with tuning.dora"),
         ({"tuning": {"rank": 1024}}, "up to rank 512, not tuning.rank 1024"),
         ({"devices": 2, "parallelism": "fsdp2"}, "whole copy of the base .* use ddp or zero2"),
-        ({"nodes": 2}, "within one host, not 2: set nodes to 1"),
+        ({"nodes": 2}, "generation vllm serves the processes of one host"),
         ({"vllm_mode": "colocate"}, "There is no such field"),
         ({"vllm_server_url": "http://h"}, "There is no such field"),
     ],
