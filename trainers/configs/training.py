@@ -61,6 +61,15 @@ class Attention(StrEnum):
     flash_attention_3 = "flash_attention_3"
 
 
+class Optimizer(StrEnum):
+    """Rule of the updates, and the state that it keeps of each trained weight."""
+
+    adamw = "adamw"  # Two moments in fp32: 8 bytes.
+    adamw_8bit = "adamw_8bit"  # Two moments in 8 bits (bitsandbytes): 2 bytes.
+    paged_adamw_8bit = "paged_adamw_8bit"  # The same, moved to the host's memory where the GPU's is full.
+    adafactor = "adafactor"  # The sums of squares of rows and columns: next to nothing.
+
+
 class Parallelism(StrEnum):
     """The way in which several GPUs share one run."""
 
@@ -69,6 +78,9 @@ class Parallelism(StrEnum):
     fsdp2 = "fsdp2"  # Torch shards weights, gradients and optimizer state.
     zero2 = "zero2"  # DeepSpeed shards gradients and optimizer state.
     zero3 = "zero3"  # DeepSpeed shards weights, gradients and optimizer state.
+
+
+SHARDED_STATE = (Parallelism.fsdp2, Parallelism.zero2, Parallelism.zero3)
 
 
 class PreflightMode(StrEnum):
@@ -206,7 +218,12 @@ class TrainingConfig(StageConfig):
     warmup_ratio: float = Field(
         0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises to its peak."
     )
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay of AdamW.")
+    optimizer: Optimizer = Field(
+        Optimizer.adamw,
+        description="Rule of the updates, and the state that it keeps of each trained weight: 8 bytes with "
+        "`adamw`, 2 with `adamw_8bit` and `paged_adamw_8bit` (bitsandbytes), almost none with `adafactor`.",
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay of the optimizer.")
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
     precision: Precision = Field(
         Precision.auto,
@@ -366,6 +383,13 @@ class TrainingConfig(StageConfig):
             raise ValueError(
                 f"tuning.dropout {self.tuning.dropout:g} has no effect: {stage} disables dropout, since it "
                 "compares log-probabilities with a reference; remove it"
+            )
+        if self.optimizer is not Optimizer.adamw and self.parallelism in SHARDED_STATE:
+            # DeepSpeed flattens matrices, of which Adafactor needs rows and columns; bitsandbytes' kernels
+            # know no sharded tensors.
+            raise ValueError(
+                f"optimizer {self.optimizer} cannot be sharded by parallelism {self.parallelism}; use "
+                "optimizer adamw, whose state is sharded, or parallelism ddp"
             )
         assert self.micro_batch_size is not None
         devices = f"devices {self.devices}" + (f" times nodes {self.nodes}" if self.nodes > 1 else "")

@@ -184,8 +184,9 @@ def load_base(
     dtype: torch.dtype,
     attention: str | None = None,
     quantization: BitsAndBytesConfig | None = None,
+    onto_gpu: bool = False,
 ) -> PreTrainedModel:
-    """Load the base model on the CPU, or quantized on this process's device.
+    """Load the base model on the CPU, or on this process's device if it is quantized or that is asked for.
 
     Raises the errors of `open_base`.
     """
@@ -193,8 +194,10 @@ def load_base(
     check_torch_format(base, load_config(base))
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
+        options["quantization_config"] = quantization
+    if quantization is not None or onto_gpu:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-        options |= {"quantization_config": quantization, "device_map": {"": device}}
+        options["device_map"] = {"": device}
     with _model_errors(base):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
@@ -271,10 +274,10 @@ def _model_errors(source: str) -> Iterator[None]:
 
 
 def _silence_libraries() -> None:
-    """Disable progress bars, telemetry to the hub, and a warning meant for PEFT's authors."""
+    """Disable progress bars, telemetry to the hub, and warnings meant for the authors of PEFT and TRL."""
     disable_progress_bar()
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
 
 
 def check_adapter_folder(folder: Path) -> Path:

@@ -4,16 +4,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import is_bitsandbytes_available
+
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.grpo import GrpoConfig
-from trainers.configs.training import Precision, TrainingConfig
+from trainers.configs.training import Optimizer, Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import count_parameters, load_config, pick_device, pick_precision
-from trainers.preflight.memory.estimate import estimate_memory, local_host, needs_checkpointing
+from trainers.preflight.memory.estimate import choose_recomputation, estimate_memory, local_host
 from trainers.runtime import run_dir as files
 from trainers.runtime.environment import expected_resume_guarantee
-from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.errors import ConfigInvalid, DeviceUnavailable
 from trainers.runtime.launch_command import parallel_arguments
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
@@ -32,11 +34,14 @@ def training_arguments(
 ) -> dict[str, Any]:
     """Return the arguments that all trainers of TRL share."""
     _check_processes(config)
+    _check_optimizer(config)
     check_plan(config, steps)
     is_cpu = pick_device(config.queue).type == "cpu"
-    recomputes = _uses_checkpointing(config, longest_tokens)
+    every = recomputed_every(config, longest_tokens)
     if is_main_process():
-        files.write_json(run_dir / files.RECOMPUTATION, {"every_n_layers": 1 if recomputes else None})
+        files.write_json(
+            run_dir / files.RECOMPUTATION, {"every_n_layers": every, "longest_tokens": longest_tokens}
+        )
     return {
         "output_dir": str(run_dir / files.SCRATCH),
         "max_steps": steps,
@@ -46,6 +51,7 @@ def training_arguments(
         "lr_scheduler_type": config.schedule.value,
         "warmup_steps": count_warmup_steps(config, steps),
         "weight_decay": config.weight_decay,
+        **({} if config.optimizer is Optimizer.adamw else {"optim": config.optimizer.value}),
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "data_seed": config.seed,
@@ -53,7 +59,8 @@ def training_arguments(
         "bf16": precision is Precision.bf16,
         # accelerate scales the loss, and skips a step whose gradients overflow.
         "fp16": precision is Precision.fp16,
-        "activation_checkpointing": recomputes,
+        "activation_checkpointing": every is not None,
+        "activation_checkpointing_kwargs": {"every_n_layers": every} if every not in (None, 1) else None,
         "dataloader_pin_memory": not is_cpu,
         "logging_steps": config.log_every_steps,
         # The default replaces losses that are not finite by the mean, which would hide them.
@@ -106,7 +113,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
         "attention": pick_attention(
             config.attention, device, load_config(get_base_model(config.base)), config.precision
         ),
-        "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
+        "recomputed_every_n_layers": recomputed_every(config, longest_tokens),
         "memory": estimate_memory(config, [], longest_tokens),
         "resume_guarantee": expected_resume_guarantee(config).model_dump(mode="json"),
     }
@@ -129,14 +136,33 @@ def _check_processes(config: TrainingConfig) -> None:
         )
 
 
+def _check_optimizer(config: TrainingConfig) -> None:
+    """Raise DeviceUnavailable if this host cannot run the optimizer."""
+    if config.optimizer not in (Optimizer.adamw_8bit, Optimizer.paged_adamw_8bit):
+        return
+    if not is_bitsandbytes_available():
+        raise DeviceUnavailable(
+            f"optimizer is {config.optimizer}, which needs bitsandbytes; it is not installed.",
+            "Install the extra `cuda` on the worker, or set optimizer to adamw or adafactor.",
+        )
+    if config.optimizer is Optimizer.paged_adamw_8bit and pick_device(config.queue).type == "cpu":
+        raise DeviceUnavailable(
+            "optimizer is paged_adamw_8bit, which pages the memory of GPUs; this host has none.",
+            "Set optimizer to adamw_8bit, or run the stage on a GPU.",
+        )
+
+
 def _accumulation_steps(config: TrainingConfig) -> int:
     """Return the micro-batches per device and step."""
     assert config.micro_batch_size is not None
     return config.batch_size // (config.micro_batch_size * config.processes)
 
 
-def _uses_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
-    # Recomputing activations costs about a third more time, so only where memory requires it.
+def recomputed_every(config: TrainingConfig, longest_tokens: int) -> int | None:
+    """Return every how many layers the activations of one are recomputed: 1 for all, None for none.
+
+    Recomputing all layers costs about a third more time, so `auto` does it only where memory requires it.
+    """
     if config.activation_checkpointing != "auto":
-        return config.activation_checkpointing
-    return needs_checkpointing(config, local_host(config), longest_tokens)
+        return 1 if config.activation_checkpointing else None
+    return choose_recomputation(config, local_host(config), longest_tokens)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import distributed
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -35,6 +36,7 @@ def run_training_loop(
 
     Raises StopRequested after SIGTERM, and WeightsUnchanged if the run changed nothing.
     """
+    _keep_recomputed_layers(trainer)
     trainer.remove_callback(PrinterCallback)
     if (gap_callback := make_gap_callback(trainer, config, stop, callback.warn)) is not None:
         # Before the one that publishes the checkpoint.
@@ -70,6 +72,28 @@ def run_training_loop(
     if trainer.state.global_step < trainer.state.max_steps and not has_stopped_early(config, trainer.state):
         raise StopRequested
     callback.require_change(trainer.state)
+
+
+def _keep_recomputed_layers(trainer: Trainer) -> None:
+    """Let a model recompute every n-th layer however often recomputation is switched on.
+
+    TRL's trainers switch it off for a reference or a generation, and on again with the arguments of the
+    Trainer as those of torch's function, which does not know `every_n_layers`.
+    """
+    arguments = trainer.args.activation_checkpointing_kwargs
+    every = (arguments or {}).pop("every_n_layers", None)
+    if every is None:
+        return
+    trainer.args.activation_checkpointing_kwargs = trainer.args.gradient_checkpointing_kwargs = (
+        arguments or None
+    )
+    model = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
+    select = model._set_gradient_checkpointing
+
+    def select_every_nth(enable: bool = True, every_n_layers: int = 1, **options: Any) -> None:
+        select(enable=enable, every_n_layers=every, **options)
+
+    model._set_gradient_checkpointing = select_every_nth
 
 
 def _resume(

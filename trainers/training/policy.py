@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
-from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
+from trainers.configs.training import SHARDED_STATE, FullTuning, LoraTuning, Precision, TrainingConfig
 from trainers.modeling.architecture import (
     MAMBA_KERNEL_LAYERS,
     MAMBA_TYPES,
@@ -36,7 +36,7 @@ T = TypeVar("T", bound=Trainer)
 def load_policy(
     config: TrainingConfig, precision: Precision, events: EventWriter
 ) -> PreTrainedModel | PeftModel:
-    """Load the model to train on the CPU; with full tuning, an adapter of the base is merged into it.
+    """Load the model to train, onto the GPU unless it will be sharded; with full tuning, an adapter of the base is merged into it.
 
     A frozen base has the dtype of the forward pass. Trained weights are fp32: bf16 keeps 8 bits of a number,
     and rounds small updates away.
@@ -55,6 +55,8 @@ def load_policy(
         is_trainable=is_lora,
         attention=attention,
         quantization=quantization_config(config, dtype),
+        # Else the host's memory would hold a copy for each rank. What is sharded moves to the GPUs in parts.
+        onto_gpu=pick_device(config.queue).type == "cuda" and config.parallelism not in SHARDED_STATE,
     )
     name_experts(model.config)
     if not isinstance(model, PeftModel):

@@ -21,7 +21,7 @@ from trainers.configs.training import Attention, TrainingConfig
 from trainers.modeling.architecture import explain_hf_refusal
 from trainers.modeling.attention.choice import AttentionUnsupported, pick_attention
 from trainers.modeling.load import ModelUnsupported, TokenizerIncomplete, load_tokenizer
-from trainers.preflight.memory.estimate import estimate_memory, needs_checkpointing
+from trainers.preflight.memory.estimate import choose_recomputation, estimate_memory
 from trainers.training.model_proof import TargetModulesMissing, TuningUnsupported, prove_model
 from trainers.training.packing_proof import PackingUnproven
 
@@ -117,7 +117,7 @@ def test_memory_that_cannot_be_estimated_stops_nothing(models: Callable[[str], s
     assert estimate_memory(mamba, [], 64) is None
     (host,) = (estimate_memory(gpt2, [], 64) or {})["hosts"]
     assert host["needed_bytes"] > 0
-    assert not needs_checkpointing(mamba, HostMemory(worker="small", memory_bytes=1), 64)
+    assert choose_recomputation(mamba, HostMemory(worker="small", memory_bytes=1), 64) is None
 
 
 def test_a_tokenizer_that_neither_ends_nor_pads_is_named(starter: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft-packed": {"stage": "sft", "tuning": LORA, "packing": True, "max_length": 96, "batch_size": 4},
     "sft-nf4": {"stage": "sft", "tuning": LORA | {"quantization": "nf4"}},
     "sft-checkpointed": {"stage": "sft", "tuning": LORA, "activation_checkpointing": True},
+    "sft-8bit": {"stage": "sft", "tuning": {"method": "full"}, "optimizer": "adamw_8bit"},
+    "sft-adafactor": {"stage": "sft", "tuning": {"method": "full"}, "optimizer": "adafactor"},
     "sft-noisy": {"stage": "sft", "tuning": LORA, "neftune_alpha": 5},
     "dpo-lora": {"stage": "dpo", "tuning": NO_DROPOUT},
     "dpo-precomputed": {"stage": "dpo", "tuning": NO_DROPOUT, "precompute_reference": True},

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from trainers.configs.backends.mlx_limits import list_mlx_obstacles
 from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineKind
-from trainers.configs.training import TrainingConfig
+from trainers.configs.training import Optimizer, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 
 
@@ -96,6 +96,8 @@ def describe_backend(config: StageConfig, queue: Queue) -> BackendChoice | None:
 
 def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> str | None:
     """Return why the stage cannot run with its backend on the queue, and what is needed; None if it can."""
+    if queue is Queue.cpu and config.optimizer is Optimizer.paged_adamw_8bit:
+        return "optimizer paged_adamw_8bit pages the memory of GPUs; use adamw_8bit, or queue cuda"
     if isinstance(config, PortableTrainingConfig):
         if config.backend is Backend.mlx and queue is Queue.cuda:
             return "backend mlx does not run on queue cuda; set queue to mlx, or backend to torch"

@@ -4,6 +4,7 @@ from trainers.configs.training import (
     Attention,
     FullTuning,
     LoraTuning,
+    Optimizer,
     Parallelism,
     Precision,
     Quantization,
@@ -29,6 +30,10 @@ def _list_setting_obstacles(config: TrainingConfig) -> list[str]:
         obstacles.append(f"attention {config.attention} is an implementation of torch; omit it")
     if config.precision is Precision.fp16:
         obstacles.append("precision fp16 needs the loss scaling of torch; set it to auto or fp32")
+    if config.optimizer is not Optimizer.adamw:
+        obstacles.append(
+            f"optimizer {config.optimizer} is an implementation of torch; omit it, or use queue cuda"
+        )
     if getattr(config, "packing", False):
         obstacles.append(
             "packing needs attention that separates the rows of a sequence, which MLX lacks; omit it, or use "

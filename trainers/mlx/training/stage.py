@@ -25,7 +25,7 @@ from trainers.mlx.training.loop import BatchLoss, Loss, mean_losses, train
 from trainers.mlx.training.optimizer import DecayedAdamW
 from trainers.mlx.training.quantization_gap import AffineGapRecorder
 from trainers.mlx.training.recorder import RunRecorder
-from trainers.preflight.memory.estimate import local_host, needs_checkpointing
+from trainers.preflight.memory.estimate import choose_recomputation, local_host
 from trainers.rendering.cache.mapped import Int32s
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
@@ -146,7 +146,7 @@ def recomputes_activations(config: ValidatedTrainingConfig, longest_tokens: int)
     """Return whether activations are recomputed: as configured, or where memory requires it."""
     if config.activation_checkpointing != "auto":
         return config.activation_checkpointing
-    return needs_checkpointing(config, local_host(config), longest_tokens)
+    return choose_recomputation(config, local_host(config), longest_tokens) is not None
 
 
 def _train(

@@ -1,21 +1,26 @@
 """Estimates of whether a training stage fits into the memory of hosts, and settings with which it fits."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
+import psutil
 import torch
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.base import Queue
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.preflight import HostMemory
+from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import (
     Attention,
     FullTuning,
     LoraTuning,
+    Optimizer,
     Parallelism,
     Precision,
     Quantization,
@@ -23,14 +28,9 @@ from trainers.configs.training import (
 )
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
-from trainers.preflight.memory.model import (
-    PROGRAM_BYTES,
-    USABLE_SHARE,
-    MemorySettings,
-    ModelShape,
-    count_memory_parts,
-    engine_bytes,
-)
+from trainers.preflight.memory.activations import PassFormat
+from trainers.preflight.memory.model import PROGRAM_BYTES, USABLE_SHARE, count_memory_parts, engine_bytes
+from trainers.preflight.memory.shape import MemorySettings, ModelShape
 from trainers.preflight.memory.unified import count_unified_parts, unified_share
 
 # Configs name the width of the MLP differently.
@@ -62,7 +62,11 @@ def model_shape(base: ModelReference, tuning: LoraTuning | FullTuning) -> ModelS
 
     Layers without attention, such as Mamba's, have sizes of other kinds, for which there is no formula.
     """
-    model = build_empty_model(get_base_model(base))
+    return measure_shape(build_empty_model(get_base_model(base)), tuning)
+
+
+def measure_shape(model: PreTrainedModel, tuning: LoraTuning | FullTuning) -> ModelShape | None:
+    """Return the sizes of a model; see `model_shape`."""
     text = model.config.get_text_config()
     intermediate = next((size for name in INTERMEDIATE_SIZES if (size := getattr(text, name, None))), None)
     heads = getattr(text, "num_attention_heads", None)
@@ -90,7 +94,26 @@ def model_shape(base: ModelReference, tuning: LoraTuning | FullTuning) -> ModelS
         other_parameters=total - linear_parameters,
         adapter_parameters=_adapter_parameters(tuning, linears),
         has_fused_attention=Attention.sdpa in list_attention(model.config),
+        **_count_norms(model, text.hidden_size),
+        has_gated_mlp=any("gate" in name for name in linears),
     )
+
+
+def _count_norms(model: torch.nn.Module, hidden: int) -> dict[str, Any]:
+    """Return how often a layer normalizes its hidden state, and whether it normalizes queries and keys."""
+    layer = next(
+        (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)), None
+    )
+    if layer is None:
+        return {}
+    norms = {
+        name: module.weight.numel()
+        for name, module in layer.named_modules()
+        if type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
+    }
+    of_queries = [name for name in norms if name.rpartition(".")[2].startswith(("q_", "k_", "query", "key"))]
+    of_hidden = [name for name, size in norms.items() if size == hidden and name not in of_queries]
+    return {"norms": len(of_hidden), "normalizes_queries": bool(of_queries)}
 
 
 def _stage_shape(config: TrainingConfig) -> ModelShape | None:
@@ -118,12 +141,18 @@ def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]
 def local_host(config: TrainingConfig) -> HostMemory:
     """Return the memory of this host, or of its GPUs, that a stage can use."""
     if not config.uses_mlx and torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory
+        # What other programs hold on the GPU is not available. Ranks must choose alike, and each would see
+        # another amount of free memory: they take the whole, of GPUs that they hold alone.
+        free, total = torch.cuda.mem_get_info(0)
+        memory = free if config.processes == 1 else total
         count = torch.cuda.device_count()
         return HostMemory(worker="this host", device="cuda", devices=count, memory_bytes=memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    device = "mlx" if config.queue is Queue.mlx else "cpu"
-    return HostMemory(worker="this host", device=device, memory_bytes=memory)
+    if config.queue is Queue.mlx:
+        return HostMemory(worker="this host", device="mlx", memory_bytes=memory)
+    if config.processes == 1:
+        memory = psutil.virtual_memory().available
+    return HostMemory(worker="this host", memory_bytes=memory // config.devices)
 
 
 def usable_bytes(host: HostMemory) -> int:
@@ -132,13 +161,23 @@ def usable_bytes(host: HostMemory) -> int:
     return int(share * host.memory_bytes)
 
 
-def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> bool:
-    """Return whether the stage does not fit unless activations are recomputed; False if that is unknown."""
+def choose_recomputation(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> int | None:
+    """Return every how many layers one must be recomputed so that the stage fits; None for no layer.
+
+    1, for all layers, also if the stage does not fit even then; None also if the memory is unknown.
+    """
     shape = _stage_shape(config)
     if shape is None:
-        return False
-    requested = _requested_settings(config, host).replace(checkpointing=False)
-    return _total_bytes(config, shape, requested, host, longest_tokens) > usable_bytes(host)
+        return None
+    requested, usable = _requested_settings(config, host), usable_bytes(host)
+    # MLX recomputes all blocks or none.
+    choices: Iterable[int] = [1] if config.uses_mlx else range(shape.layers, 0, -1)
+    candidates: list[int | None] = [None, *choices]
+    for every in candidates:
+        plan = requested.replace(recomputed_every=every)
+        if _total_bytes(config, shape, plan, host, longest_tokens) <= usable:
+            return every
+    return 1
 
 
 def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySettings:
@@ -146,7 +185,7 @@ def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySetti
     parallelism = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism
     return MemorySettings(
         micro_batch_size=config.micro_batch_size,
-        checkpointing=config.activation_checkpointing is True,
+        recomputed_every=1 if config.activation_checkpointing is True else None,
         quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None,
         parallelism=parallelism if config.processes > 1 else Parallelism.auto,
         devices=config.processes,
@@ -197,15 +236,16 @@ def _candidate_plans(
     ]
     can_quantize = isinstance(config.tuning, LoraTuning) and not requested.quantized
     shards = [requested.parallelism]
-    if requested.devices > 1 and requested.parallelism is Parallelism.ddp:
+    is_ddp = requested.devices > 1 and requested.parallelism is Parallelism.ddp
+    if is_ddp and config.optimizer is Optimizer.adamw:
         shards.append(Parallelism.fsdp2)
     for quantized in (requested.quantized, True) if can_quantize else (requested.quantized,):
         for parallelism in shards:
-            for checkpointing in (requested.checkpointing, True):
+            for recomputed_every in (requested.recomputed_every, 1):
                 for size in smaller:
                     yield requested.replace(
                         micro_batch_size=size,
-                        checkpointing=checkpointing,
+                        recomputed_every=recomputed_every,
                         quantized=quantized,
                         parallelism=parallelism,
                     )
@@ -220,8 +260,14 @@ def _parts_in_bytes(
     program = {"program": PROGRAM_BYTES[host.device]}
     if config.uses_mlx:
         return count_unified_parts(config, shape, settings, tokens, is_bf16=is_bf16) | program
-    eager = config.attention is Attention.eager or not shape.has_fused_attention
-    parts = count_memory_parts(config, shape, settings, tokens, is_bf16=is_bf16, eager=eager)
+    passes = PassFormat(
+        is_bf16=is_bf16,
+        is_eager=config.attention is Attention.eager or not shape.has_fused_attention,
+        # The rows of `sft` are concatenated; those of the other stages are padded.
+        is_masked=not isinstance(config, SftConfig) or config.attention is Attention.sdpa,
+        on_gpu=host.device == "cuda",
+    )
+    parts = count_memory_parts(config, shape, settings, tokens, passes)
     engine = engine_bytes(config, shape, host.device, host.memory_bytes, is_bf16=is_bf16)
     return parts | engine | program
 
@@ -239,7 +285,7 @@ def _plan_to_fields(config: TrainingConfig, plan: MemorySettings) -> dict[str, A
         "batch_size": config.batch_size,
         "micro_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": config.batch_size // (plan.micro_batch_size * plan.devices),
-        "activation_checkpointing": plan.checkpointing,
+        "activation_checkpointing": plan.recomputed_every is not None,
         "quantization": (chosen or Quantization.four_bit) if plan.quantized else None,
         "parallelism": plan.parallelism,
         "devices": config.devices,

@@ -1,13 +1,10 @@
 """The device memory of a training stage, calculated from the sizes of its model.
 
-The terms are what torch keeps: weights; gradients and AdamW's two moments of the trained parameters; the
-activations of each layer for the backward pass (after Korthikanti et al., 2022, arXiv:2205.05198, for layers
-with RMSNorm, grouped-query attention and a gated MLP); the tiles of logits of TRL's loss; and the KV cache of
-generation. Constants without a formula were measured by tests/benchmarks/trainers/memory_estimate.py.
+The terms are what torch keeps: weights; gradients and the optimizer's state of the trained parameters; the
+activations of each layer for the backward pass (`activations`); the tiles of logits of TRL's loss; and the KV
+cache of generation. Constants without a formula are measured by tests/benchmarks/trainers/memory_estimate.py.
 """
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Final
 
 from trainers.configs.engines import EngineOptions
@@ -15,11 +12,13 @@ from trainers.configs.on_policy import EngineSampledConfig, GenerationBackend, O
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.kto import KtoConfig
-from trainers.configs.training import FullTuning, LoraTuning, Parallelism, TrainingConfig
+from trainers.configs.training import FullTuning, Optimizer, Parallelism, TrainingConfig
+from trainers.preflight.memory.activations import PassFormat, count_activation_bytes
+from trainers.preflight.memory.shape import BF16_BYTES, FP32_BYTES, MemorySettings, ModelShape
 
-FP32_BYTES: Final = 4
-BF16_BYTES: Final = 2
 ADAMW_BYTES: Final = 8  # Two moments in fp32.
+# Two moments in 8 bits, and for each an fp32 scale of 256 weights.
+ADAMW_8BIT_BYTES: Final = 2 * (1 + 4 / 256)
 # 4 bits per weight and one scale per 64 weights: 32 bits, or 8 bits with double quantization (plus a second
 # scale of 32 bits per 256 scales).
 NF4_BYTES: Final = {True: 0.5 + 1 / 64 + 4 / (64 * 256), False: 0.5 + 4 / 64}
@@ -27,6 +26,8 @@ NF4_BYTES: Final = {True: 0.5 + 1 / 64 + 4 / (64 * 256), False: 0.5 + 4 / 64}
 # one bf16 buffer of that size; the 8 fp32 buffers of torch's operations on a CPU were counted.
 TILE_TOKENS: Final = 4096
 TILE_VOCABULARY: Final = 32768
+# Layers of which FSDP2 or ZeRO-3 holds all weights at once.
+GATHERED_LAYERS: Final = 2
 TILE_BYTES: Final = {True: BF16_BYTES, False: 8 * FP32_BYTES}
 # The share of a device's memory that is usable; fragmentation, kernels and libraries need the rest.
 USABLE_SHARE: Final = 0.9
@@ -36,62 +37,22 @@ PROGRAM_BYTES: Final = {"cpu": 600 << 20, "mlx": 1 << 30, "cuda": 1 << 30}
 VLLM_CPU_BYTES: Final = 2 << 30
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a decoder, in elements; `query` and `key_value` are over all heads."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    query: int
-    key_value: int
-    vocabulary: int
-    linear_parameters: int
-    other_parameters: int
-    adapter_parameters: int
-    has_fused_attention: bool
-    """Whether an implementation exists that keeps no scores of token pairs."""
-    teacher_parameters: int = 0
-
-    @property
-    def parameters(self) -> int:
-        return self.linear_parameters + self.other_parameters
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """The settings of a stage that determine its memory and that a plan may change."""
-
-    micro_batch_size: int
-    checkpointing: bool
-    quantized: bool
-    parallelism: Parallelism
-    devices: int
-
-    def replace(self, **values: object) -> "MemorySettings":
-        """Return a copy with some values replaced."""
-        return dataclasses.replace(self, **values)  # type: ignore[arg-type]
-
-
 def count_memory_parts(
     config: TrainingConfig,
     shape: ModelShape,
     settings: MemorySettings,
     tokens: int,
-    *,
-    is_bf16: bool,
-    eager: bool,
+    passes: PassFormat,
 ) -> dict[str, int]:
     """Return the bytes on one device by purpose; `tokens` is the length of the longest sequence."""
     sequences = settings.micro_batch_size * (2 if isinstance(config, DpoConfig) else 1)
-    width = BF16_BYTES if is_bf16 else FP32_BYTES
+    width = passes.width
     parts = {
         "weights": _weight_bytes(config, shape, settings, width),
-        "gradients": _trained_parameters(config, shape) * FP32_BYTES // _shard_count(settings, "gradients"),
-        "optimizer": _trained_parameters(config, shape) * ADAMW_BYTES // _shard_count(settings, "optimizer"),
-        "activations": _activation_bytes(config, shape, settings, sequences, tokens, width, eager),
-        "logits": _logit_bytes(config, shape, sequences * tokens, is_bf16),
+        "gradients": _gradient_bytes(config, shape, settings),
+        "optimizer": int(_optimizer_bytes(config, shape)) // _shard_count(settings, "optimizer"),
+        "activations": count_activation_bytes(config, shape, settings, sequences, tokens, passes),
+        "logits": _logit_bytes(config, shape, sequences * tokens, passes.is_bf16),
     }
     if _needs_reference(config):
         parts["reference"] = shape.parameters * FP32_BYTES // _shard_count(settings, "weights")
@@ -119,53 +80,58 @@ def _shard_count(settings: MemorySettings, part: str) -> int:
 
 
 def _weight_bytes(config: TrainingConfig, shape: ModelShape, settings: MemorySettings, width: int) -> int:
-    shards = _shard_count(settings, "weights")
+    base = shape.parameters * _stored_bytes(config, settings, width)
+    base += _gathered_bytes(config, shape, settings, width)
     if isinstance(config.tuning, FullTuning):
-        # Autocast caches a bf16 copy of each weight from its first use until the end of the step.
-        copies = BF16_BYTES if width == BF16_BYTES else 0
-        return shape.parameters * FP32_BYTES // shards + shape.parameters * copies
+        return int(base)
     adapter = shape.adapter_parameters * FP32_BYTES
     if settings.quantized:
         linear = shape.linear_parameters * NF4_BYTES[config.tuning.double_quantization]
-        return int(linear + shape.other_parameters * width) // shards + adapter
-    return shape.parameters * width // shards + adapter
+        base += (linear - shape.linear_parameters * width) / _shard_count(settings, "weights")
+    return int(base) + adapter
 
 
-def _activation_bytes(
-    config: TrainingConfig,
-    shape: ModelShape,
-    settings: MemorySettings,
-    sequences: int,
-    tokens: int,
-    width: int,
-    eager: bool,
-) -> int:
-    """Return the bytes that the backward pass keeps: all layers; with checkpointing, inputs and one layer."""
-    count = sequences * tokens
-    # Each of the two norms keeps its input and the normalized input in fp32, and its output. Attention keeps
-    # queries and keys before and after rotation, values and outputs once. The MLP keeps the gate before and
-    # after its activation, the up projection, and their product.
-    norms = 2 * shape.hidden * (2 * FP32_BYTES + width)
-    attention = (3 * shape.query + 3 * shape.key_value + shape.hidden) * width
-    layer = count * (norms + attention + 4 * shape.intermediate * width)
-    if isinstance(config.tuning, LoraTuning):
-        layer += count * adapter_activation_bytes(config.tuning, shape, width)
-    if eager:
-        layer += sequences * tokens * tokens * (shape.query // max(1, shape.key_value)) * width * 2
-    inputs = count * shape.hidden * width
-    if settings.checkpointing:
-        return shape.layers * inputs + layer
-    return shape.layers * (layer + 2 * inputs)
+def _stored_bytes(config: TrainingConfig, settings: MemorySettings, width: int) -> float:
+    """Return the bytes per weight that a device holds all the time."""
+    is_full = isinstance(config.tuning, FullTuning)
+    shards = _shard_count(settings, "weights")
+    if not is_full:
+        return width / shards
+    if settings.parallelism in (Parallelism.zero2, Parallelism.zero3):
+        # DeepSpeed trains in the format of the passes, and keeps an fp32 copy of its share of the weights.
+        return width / shards + FP32_BYTES / settings.devices
+    return FP32_BYTES / shards
 
 
-def adapter_activation_bytes(tuning: LoraTuning, shape: ModelShape, width: int) -> int:
-    """Return bytes per token and layer: the adapter's outputs, and the rank-sized outputs of A."""
-    outputs = 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate + shape.hidden
-    linears = 7  # Four of attention, three of the MLP.
-    dropped = linears * shape.hidden * width if tuning.dropout else 0
-    # Measured: kept are the adapter's output, the base's, and their sum; with DoRA also a scaled output.
-    copies = 2 if tuning.dora else 1
-    return linears * tuning.rank * FP32_BYTES + dropped + copies * outputs * width
+def _gathered_bytes(config: TrainingConfig, shape: ModelShape, settings: MemorySettings, width: int) -> float:
+    """Return the bytes of weights in the format of the passes that exist only while they are used."""
+    if settings.parallelism in (Parallelism.fsdp2, Parallelism.zero3):
+        # The layer that is computed, the one that is fetched meanwhile, and the embeddings.
+        linear: float = width
+        if settings.quantized and not isinstance(config.tuning, FullTuning):
+            linear = NF4_BYTES[config.tuning.double_quantization]
+        return (
+            shape.linear_parameters * linear * GATHERED_LAYERS / shape.layers + shape.other_parameters * width
+        )
+    casts = width == BF16_BYTES and settings.parallelism is not Parallelism.zero2
+    if isinstance(config.tuning, FullTuning) and casts:
+        # Autocast caches a bf16 copy of each linear layer's weight until the end of the forward pass.
+        return shape.linear_parameters * BF16_BYTES
+    return 0
+
+
+def _gradient_bytes(config: TrainingConfig, shape: ModelShape, settings: MemorySettings) -> int:
+    # DDP copies gradients into the buckets that it reduces.
+    copies = 2 if settings.parallelism is Parallelism.ddp else 1
+    return copies * _trained_parameters(config, shape) * FP32_BYTES // _shard_count(settings, "gradients")
+
+
+def _optimizer_bytes(config: TrainingConfig, shape: ModelShape) -> float:
+    trained = _trained_parameters(config, shape)
+    if config.optimizer is Optimizer.adafactor:
+        # Two vectors for each matrix.
+        return trained * 2 * FP32_BYTES / shape.hidden
+    return trained * (ADAMW_BYTES if config.optimizer is Optimizer.adamw else ADAMW_8BIT_BYTES)
 
 
 def _logit_bytes(config: TrainingConfig, shape: ModelShape, tokens: int, is_bf16: bool) -> int:

@@ -9,14 +9,8 @@ from typing import Final
 
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.training import FullTuning, LoraTuning, TrainingConfig
-from trainers.preflight.memory.model import (
-    ADAMW_BYTES,
-    BF16_BYTES,
-    FP32_BYTES,
-    MemorySettings,
-    ModelShape,
-    adapter_activation_bytes,
-)
+from trainers.preflight.memory.model import ADAMW_BYTES
+from trainers.preflight.memory.shape import BF16_BYTES, FP32_BYTES, MemorySettings, ModelShape
 
 GROUP_WEIGHTS: Final = 64
 # 4 bits per weight, and a scale and a bias in bf16 for each group.
@@ -91,9 +85,19 @@ def _activation_bytes(
     attention = 3 * shape.query + 3 * shape.key_value + shape.hidden
     block = count * (norms + attention + 4 * shape.intermediate) * width
     if isinstance(config.tuning, LoraTuning):
-        block += count * adapter_activation_bytes(config.tuning, shape, width)
+        block += count * _adapter_bytes(config.tuning, shape, width)
     block += SCORE_COPIES * sequences * shape.heads * tokens * tokens * width
     inputs = count * shape.hidden * width
-    if settings.checkpointing:
+    if settings.recomputed_every is not None:
         return shape.layers * inputs + RECOMPUTED_BLOCKS * block
     return shape.layers * (block + 2 * inputs)
+
+
+def _adapter_bytes(tuning: LoraTuning, shape: ModelShape, width: int) -> int:
+    """Return bytes per token and layer: the adapter's outputs, and the rank-sized outputs of A."""
+    outputs = 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate + shape.hidden
+    linears = 7  # Four of attention, three of the MLP.
+    dropped = linears * shape.hidden * width if tuning.dropout else 0
+    # Measured: kept are the adapter's output, the base's, and their sum; with DoRA also a scaled output.
+    copies = 2 if tuning.dora else 1
+    return linears * tuning.rank * FP32_BYTES + dropped + copies * outputs * width

@@ -37,5 +37,5 @@ def test_each_step_of_the_recovery_keeps_the_losses(stage: dict[str, Any], rank:
     assert losses(tmp_path / "after-recomputation_enabled") == pytest.approx(expected, abs=1e-6)
     # Dropout draws other masks for other micro-batches.
     assert losses(tmp_path / "after-micro_batch_halved")[1] == pytest.approx(expected[1], abs=0.05)
-    assert files.read_json(tmp_path / "0" / files.RECOMPUTATION) == {"every_n_layers": None}
-    assert files.read_json(tmp_path / "1" / files.RECOMPUTATION) == {"every_n_layers": 1}
+    reports = [files.read_json(tmp_path / folder / files.RECOMPUTATION) or {} for folder in "01"]
+    assert [report["every_n_layers"] for report in reports] == [None, 1]

@@ -211,3 +211,18 @@ def test_the_schema_of_a_config_does_not_grow_with_its_uses() -> None:
     for _ in range(3):
         assert TypeAdapter(list[SftConfig]).json_schema()
     assert count_wraps() == before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": "adamw_8bit", "parallelism": "fsdp2", "devices": 2}, "cannot be sharded"),
+        ({"optimizer": "adafactor", "parallelism": "zero3", "devices": 2}, "cannot be sharded"),
+        ({"optimizer": "paged_adamw_8bit", "queue": "cpu"}, "pages the memory of GPUs"),
+        ({"optimizer": "adamw_8bit", "queue": "mlx"}, "is an implementation of torch"),
+        ({"optimizer": "sgd"}, "'adamw', 'adamw_8bit', 'paged_adamw_8bit' or 'adafactor'"),
+    ],
+)
+def test_an_optimizer_that_cannot_run_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        parse_stage({"stage": "sft", "base": "a/b", "dataset": "rows"} | values)
