@@ -36,8 +36,9 @@ T = TypeVar("T", bound=Trainer)
 def load_policy(
     config: TrainingConfig, precision: Precision, events: EventWriter
 ) -> PreTrainedModel | PeftModel:
-    """Load the model to train, onto the GPU unless it will be sharded; with full tuning, an adapter of the base is merged into it.
+    """Load the model to train, onto the GPU unless it will be sharded.
 
+    With full tuning, an adapter of the base is merged into it.
     A frozen base has the dtype of the forward pass. Trained weights are fp32: bf16 keeps 8 bits of a number,
     and rounds small updates away.
     """
