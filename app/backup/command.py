@@ -57,6 +57,13 @@ def run_restore(directory: Path, name: str | None) -> None:
         f"{restored.n_requeued} {'run' if restored.n_requeued == 1 else 'runs'} in progress will continue "
         "from the last checkpoint."
     )
+    if restored.held_clouds:
+        print(
+            f"This installation has had hosts at {' and '.join(restored.held_clouds)}. Nothing is launched "
+            "or terminated there, and machines may be billed, until you confirm that the original "
+            "installation has ended: read GET /api/v1/hosts and GET /api/v1/hosts/offers, then POST "
+            "/api/v1/hosts/take-over. If the original still runs, give this copy no keys of a cloud."
+        )
 
 
 def run_move(settings: Settings, url: str, artifacts_url: str) -> None:

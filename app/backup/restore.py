@@ -33,7 +33,7 @@ from app.storage import migrate
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import database_now
 from app.storage.inventory import list_keys
-from app.tables import HELD, Deployment, Run, StorageState, Worker
+from app.tables import HELD, CloudState, Deployment, Run, StorageState, Worker
 from trainers.runtime.verified_files import hash_file
 
 # A service that has started once has this row, and a mark in its store.
@@ -50,6 +50,8 @@ class Restoration:
     folder: Path
     n_requeued: int
     """Runs that a worker held when the backup was made."""
+    held_clouds: list[str]
+    """Clouds in which nothing is launched or terminated until a person has taken the machines over."""
 
 
 def restore_backup(
@@ -73,7 +75,7 @@ def restore_backup(
     report("writing the database")
     _import_tables(engine, snapshot, folder / TABLES)
     migrate.upgrade_database(engine)
-    return Restoration(snapshot, folder, _release_leases(engine))
+    return Restoration(snapshot, folder, _release_leases(engine), _hold_clouds(engine))
 
 
 def _find_snapshot(directory: Path, name: str | None) -> Path:
@@ -149,3 +151,11 @@ def _release_leases(engine: Engine) -> int:
         session.execute(leased.values(lease_expires_at=database_now(-1)), execution_options=options)
         deployments.release_expired(session)
     return len(held)
+
+
+def _hold_clouds(engine: Engine) -> list[str]:
+    """Hold the hosts of clouds, and return the clouds: the original may still run and use their machines."""
+    with Session(engine) as session, session.begin():
+        held = update(CloudState).values(held_at=database_now(), worker_id=None, lease_expires_at=None)
+        names = session.scalars(held.returning(col(CloudState.name)))
+        return sorted(names)

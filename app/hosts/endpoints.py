@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 
-from app.hosts import service
-from app.hosts.schemas import CREATE_EXAMPLES, HostCreate, HostView, OffersView
+from app.hosts import service, settlement
+from app.hosts.schemas import CREATE_EXAMPLES, HostCreate, HostSettle, HostTakeOver, HostView, OffersView
 from app.http.auth import CallerDependency, require_admin, require_by_method
 from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
@@ -55,6 +55,18 @@ def get_offers(session: ReadSession) -> OffersView:
     return service.view_offers(session, get_settings())
 
 
+@router.post("/take-over", dependencies=ADMIN)
+def take_over_machines(session: WriteSession, body: HostTakeOver) -> OffersView:
+    """State that no other copy of this installation uses its machines, after a restoration from a backup.
+
+    Until then nothing is launched or terminated. Afterwards machines that no row wants are terminated: read
+    `unclaimed` in `GET /api/v1/hosts/offers` before.
+    """
+    settlement.take_over(session, body.cloud)
+    session.flush()
+    return service.view_offers(session, get_settings())
+
+
 @router.get("/{host_id}", dependencies=READ)
 def get_host(session: ReadSession, host_id: HostIdPath) -> HostView:
     """Return a host, with how far it is and what it has cost."""
@@ -65,4 +77,11 @@ def get_host(session: ReadSession, host_id: HostIdPath) -> HostView:
 def delete_host(session: WriteSession, host_id: HostIdPath) -> HostView:
     """Terminate a host: its worker saves its runs first, which continue elsewhere. Repeating it is safe."""
     host = service.terminate_host(session, host_id)
+    return service.view_hosts(session, get_settings(), [host])[0]
+
+
+@router.post("/{host_id}/settle", dependencies=ADMIN)
+def settle_host(session: WriteSession, host_id: HostIdPath, body: HostSettle) -> HostView:
+    """Decide about a host out of reach: the keys of the cloud are of another account than its machine."""
+    host = settlement.settle_host(session, host_id, body.settlement)
     return service.view_hosts(session, get_settings(), [host])[0]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlmodel import Session
 
 from app.hosts.offers import require_attended, require_offer
+from app.hosts.service import read_now
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.keys.limits import check_scope
@@ -81,9 +82,12 @@ def insert_job_host(session: Session, job_id: str, spec: HostSpec, offer: Offer)
 def check_restart(session: Session, alive: AliveWorkers, key_id: str, job_id: str) -> None:
     """Check that a key may start a job again whose host costs money, and that it can be launched.
 
+    Earlier hosts that did not become ready are not counted against it any more.
+
     Raises Forbidden, HostsNeedKeys and CloudUnattended.
     """
     wanted = session.get(JobHost, job_id)
     if wanted is not None:
         check_scope(session, key_id, Scope.admin)
         require_attended(session, alive, wanted.cloud)
+        wanted.counted_from, wanted.unoffered_at = read_now(session), None

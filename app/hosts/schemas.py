@@ -1,9 +1,10 @@
 """Requests and responses of the endpoints of hosts."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.runs.schemas import ErrorView
 from app.tables import HostStatus, StopReason
@@ -40,6 +41,47 @@ class HostCreate(HostSpec):
     )
 
 
+class Settlement(StrEnum):
+    """What a person has found out about a host that the keys of the cloud do not reach."""
+
+    same_account = "same_account"
+    machine_ended = "machine_ended"
+
+
+class HostSettle(BaseModel):
+    """A person's decision about a host out of reach."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    settlement: Settlement = Field(
+        description="`same_account`: the keys are of the account that launched the machine; a machine that "
+        "they do not show has then ended. `machine_ended`: somebody has terminated the machine, or seen that "
+        "it has ended."
+    )
+
+
+class HostTakeOver(BaseModel):
+    """The statement that no other copy of this installation uses its machines."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cloud: CloudName = Field(description="The cloud whose machines the service may terminate again.")
+
+
+class UnclaimedMachine(BaseModel):
+    """A machine of Tunesmith that this service neither uses nor terminates, and that may be billed."""
+
+    machine_id: str = Field(description="Id of the machine in the cloud.")
+    name: str | None = Field(description="Name of the machine in the cloud.")
+    installation_id: str | None = Field(description="The installation that launched it.")
+    host_id: str | None = Field(description="The host that it was launched for.")
+    state: str = Field(description="State of the machine, as the cloud reports it.")
+    foreign: bool = Field(
+        description="Whether another installation has launched it. Otherwise its host is newer than the "
+        "database, which was restored or lost: `POST /api/v1/hosts/take-over` lets it be terminated."
+    )
+
+
 class HostView(BaseModel):
     """A host that was launched in a cloud."""
 
@@ -67,8 +109,13 @@ class HostView(BaseModel):
     ssh_host_keys: list[str] = Field(description="Public host keys by which its SSH server is recognized.")
     workers: list[str] = Field(description="Ids of its workers that are alive.")
     stop_reason: StopReason | None = Field(description="Why it is terminated.")
+    account: str | None = Field(
+        description="Mark of the cloud account that launched it: the id of the account at AWS, and that "
+        "of the SSH key at Lambda."
+    )
     error: ErrorView | None = Field(
-        description="Why it failed, or why the last request to the cloud did; it is repeated."
+        description="Why it failed, or why the last sweep could not do what it needs; that is repeated. "
+        "`host_out_of_reach`: the keys are of another account or region than its machine."
     )
     created_by: str | None = Field(description="Id of the API key that asked for it; null without keys.")
     created_at: datetime = Field(description="When it was requested.")
@@ -77,6 +124,9 @@ class HostView(BaseModel):
     ready_at: datetime | None = Field(description="When its worker was ready.")
     last_busy_at: datetime | None = Field(description="When it last had a run or a deployment.")
     stop_at: datetime | None = Field(description="When its end was decided.")
+    overdue_at: datetime | None = Field(
+        description="When its termination was reported as overdue: its machine is still billed."
+    )
     ended_at: datetime | None = Field(description="When the cloud confirmed that the machine is gone.")
 
 
@@ -91,6 +141,14 @@ class CloudOffersView(BaseModel):
     error: str | None = Field(description="Why the last comparison with the cloud failed.")
     swept_at: datetime | None = Field(description="When its machines and the rows were last compared.")
     read_at: datetime | None = Field(description="When the offers were read.")
+    account: str | None = Field(description="Mark of the account of the keys.")
+    held_at: datetime | None = Field(
+        description="When the database was restored from a backup: nothing is launched or terminated until "
+        "`POST /api/v1/hosts/take-over`. Null if nothing is held."
+    )
+    unclaimed: list[UnclaimedMachine] = Field(
+        description="Machines of other installations in the account, and those newer than the database."
+    )
     orphans: int = Field(description="Machines of this installation without a row that were terminated.")
     offers: list[Offer] = Field(description="The types of machines, the cheapest first.")
 

@@ -9,7 +9,7 @@ from sqlmodel import Session, col
 
 from app.hosts import lifecycle
 from app.hosts.offers import is_attended, list_offers, require_offer
-from app.hosts.schemas import CloudOffersView, HostCreate, HostView, OffersView
+from app.hosts.schemas import CloudOffersView, HostCreate, HostView, OffersView, UnclaimedMachine
 from app.hosts.spend import compute_spend
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
@@ -158,6 +158,9 @@ def view_offers(session: Session, settings: Settings) -> OffersView:
                 error=state.error,
                 swept_at=state.swept_at,
                 read_at=state.offers_at,
+                account=state.account,
+                held_at=state.held_at,
+                unclaimed=[UnclaimedMachine.model_validate(machine) for machine in state.unclaimed],
                 orphans=state.orphan_count,
                 offers=offers,
             )
@@ -175,12 +178,14 @@ def _view(host: Host, now: datetime, workers: list[str], alive: Sequence[Worker]
     progress = PROGRESS[host.status]
     if not host.status.finished and not is_attended(alive, host.cloud):
         progress = UNATTENDED.format(cloud=host.cloud)
-    values = host.model_dump(exclude={"created_by", "spend_usd", "error"})
+    values = host.model_dump(exclude={"created_by", "spend_usd", "error", "problem"})
+    # What fails now comes before why the host ends.
+    error = (None if host.status.finished else host.problem) or host.error
     return HostView(
         **values,
         progress=progress,
         spend_usd=round(compute_spend(host, now), 4),
         workers=workers,
-        error=ErrorView.model_validate(host.error) if host.error else None,
+        error=ErrorView.model_validate(error) if error else None,
         created_by=host.created_by or None,
     )

@@ -24,7 +24,8 @@ def explain_host_wait(session: Session, job_id: str) -> str:
         kind = f"a host {wanted.type} of {wanted.cloud}" if wanted is not None else "a host"
         last = f" The last one, {host.id}, ended: {_describe_end(host)}." if host is not None else ""
         return f"Waits for {kind}, which is requested within seconds, or later after a failure.{last}"
-    failed = f" The last request failed: {host.error['message']}" if host.error is not None else ""
+    error = host.problem or host.error
+    failed = f" The last request failed: {error['message']}" if error is not None else ""
     return f"Waits for the host {host.id}, which {STEPS[host.status]}.{failed}"
 
 

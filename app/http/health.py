@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from app.hosts.readiness import HostsUnwell, check_hosts
 from app.http import metrics
 from app.http.auth import require_by_method
 from app.http.edges.query import check_query
@@ -51,6 +52,9 @@ class Readiness(BaseModel):
         description="Whether notifications can be sent. Without them, runs start later, when workers poll."
     )
     workers: str = Field(description="Whether a worker is alive, and none of them reports a problem.")
+    hosts: str = Field(
+        description="Whether no host in a cloud is overdue, out of reach or held, and no machine unclaimed."
+    )
     queues: list[Queue] = Field(description="Hardware that the live workers serve.")
     background: str = Field(description="Whether the threads and the worker of this process work.")
 
@@ -61,6 +65,7 @@ UNREADY_EXAMPLE = {
     "store": "ok",
     "broker": "ok",
     "workers": "unknown without the database",
+    "hosts": "unknown without the database",
     "queues": [],
     "background": "sweeper: 3 failures, the last one: OperationalError: connection refused",
 }
@@ -122,6 +127,7 @@ class ReadinessChecks:
             "store": _RecentState(TimedCheck("artifact store", check_store), 10),
             "broker": _RecentState(TimedCheck("broker", check_broker), 1),
             "workers": _RecentState(TimedCheck("workers", self._check_workers), 1),
+            "hosts": _RecentState(TimedCheck("hosts", check_hosts), 1),
         }
         self._queues: list[Queue] = []
 
@@ -158,7 +164,7 @@ class _RecentState:
                 await asyncio.shield(asyncio.wrap_future(self._check.start()))
         except TimeoutError:
             self._state = f"no response within {LIMIT_SECONDS:g} s"
-        except (NotMigrated, workers.WorkersUnwell) as error:
+        except (NotMigrated, workers.WorkersUnwell, HostsUnwell) as error:
             self._state = str(error)
         except Exception as error:
             self._state = describe_error(error)

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from app.hosts.service import list_unfinished, read_now, sum_ended_spend
+from app.hosts.settlement import is_out_of_reach
 from app.hosts.spend import sum_spend
 from app.http.worker_metrics import add_queue_metrics, add_worker_metrics
 from app.jobs.graph.status import decides_unsuccessful
@@ -77,6 +78,9 @@ def _add_hosts(session: Session, registry: CollectorRegistry) -> None:
     spend = gauge("host_spend_usd", "US dollars that the hosts of a cloud have cost.")
     rate = gauge("host_usd_per_hour", "US dollars per hour that the hosts cost that have not ended.")
     overdue = gauge("hosts_overdue", "Hosts whose termination is overdue: their machines are billed.")
+    unreached = gauge("hosts_out_of_reach", "Hosts whose machines the keys of the cloud do not show.")
+    unclaimed = gauge("cloud_unclaimed", "Machines of Tunesmith that are neither used nor terminated.")
+    held = gauge("cloud_held", "1 while the hosts are held after a restoration, else 0.")
     attended = gauge("cloud_attended", "1 while a live worker holds the keys of the cloud, else 0.")
     swept_at = gauge("cloud_swept_timestamp_seconds", "End of the last comparison with the cloud.")
     orphans = gauge("cloud_orphans", "Machines without a row that were terminated.")
@@ -90,6 +94,9 @@ def _add_hosts(session: Session, registry: CollectorRegistry) -> None:
         spend.labels(state.name).set(sum_ended_spend(session, state.name) + sum_spend(own, now))
         rate.labels(state.name).set(sum(host.usd_per_hour for host in own if host.attempted_at is not None))
         overdue.labels(state.name).set(sum(host.overdue_at is not None for host in own))
+        unreached.labels(state.name).set(sum(is_out_of_reach(host) for host in own))
+        unclaimed.labels(state.name).set(len(state.unclaimed))
+        held.labels(state.name).set(state.held_at is not None)
         is_kept = state.lease_expires_at is not None and state.lease_expires_at > now
         attended.labels(state.name).set(is_kept)
         swept_at.labels(state.name).set(state.swept_at.timestamp() if state.swept_at else 0)

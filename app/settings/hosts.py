@@ -44,6 +44,12 @@ class CloudHostSettings(BaseSettings):
         description="Seconds after which a termination that does not succeed is reported as overdue. It is "
         "tried again until it does.",
     )
+    other_installations: list[str] = Field(
+        [],
+        max_length=100,
+        description="Ids of other installations of Tunesmith in the same cloud accounts, as JSON. Machines "
+        "of others are reported, since nothing ends them if their database was lost.",
+    )
     host_api_url: str = Field(
         "",
         max_length=500,

@@ -6,6 +6,7 @@ characters, no idempotency token, no time of creation. `python -m tests.clouds.l
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -130,7 +131,7 @@ class LambdaStandIn(HttpStandIn):
         if any(key["name"] == body["name"] for key in self.keys):
             raise Refusal("global/duplicate", 400)
         key = {
-            "id": f"{len(self.keys):032x}",
+            "id": secrets.token_hex(16),
             "name": body["name"],
             "public_key": f"{body['public_key']} someone",
         }

@@ -30,6 +30,8 @@ NEEDED_SCOPES = {
 OF_ADMINS = {
     ("POST", "/api/v1/hosts"),
     ("DELETE", "/api/v1/hosts/{host_id}"),
+    ("POST", "/api/v1/hosts/{host_id}/settle"),
+    ("POST", "/api/v1/hosts/take-over"),
     ("GET", "/api/v1/worker-credentials"),
 }
 ROUTES = [

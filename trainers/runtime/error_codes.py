@@ -177,6 +177,15 @@ class ErrorCode(StrEnum):
         "encryption_key_missing",
         "No usable key is set with which the service could encrypt the secret.",
     )
+    host_out_of_reach = (
+        "host_out_of_reach",
+        "The keys of the cloud are of another account or region than those that launched the host.",
+    )
+    host_in_reach = (
+        "host_in_reach",
+        "The keys of the cloud reach the host: nothing is to be settled.",
+    )
+    cloud_not_held = "cloud_not_held", "The cloud is not held after a restoration, so nothing is taken over."
     host_not_found = "host_not_found", "There is no cloud host with this id."
     hosts_need_keys = "hosts_need_keys", "A cloud host needs an API key, and the service has none yet."
     cloud_unattended = "cloud_unattended", "No live worker holds the keys of the cloud."

@@ -1,6 +1,8 @@
 """What a keeper works with, and one look at the rows and workers of its hosts."""
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -8,12 +10,12 @@ from typing import Protocol
 from sqlalchemy import or_, select
 from sqlmodel import Session, col
 
-from app.hosts.lifecycle import Clock, KeeperLease
+from app.hosts.lifecycle import Clock, KeeperLease, LeaseTaken
 from app.settings import Settings
 from app.storage.database import database_now
 from app.tables import FINISHED, HELD, Deployment, DeploymentStatus, Host, HostStatus, Run, Worker
 from app.workers.service import MAX_MISSED_HEARTBEATS
-from workers.clouds.protocol import Cloud
+from workers.clouds.protocol import Cloud, CloudError
 from workers.doctor.check_result import CheckState
 from workers.doctor.hardware import TORCH
 
@@ -22,6 +24,8 @@ from workers.doctor.hardware import TORCH
 SETTLE_SECONDS = 120.0
 # Longer than any single call to a cloud may take.
 LEASE_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class HostTunnels(Protocol):
@@ -78,10 +82,31 @@ class Sweep:
     """The time before the machines were listed."""
     is_listed: bool
     """Whether the cloud has returned its machines."""
+    account: str | None = None
+    """The mark of the account of the keys; None if the cloud has not stated it."""
+    own_accounts: frozenset[str] = frozenset()
+    """The marks of hosts that are of this account."""
+    crowded_hosts: frozenset[str] = frozenset()
+    """Hosts with a machine that is not theirs and has not ended: none is launched for them before."""
 
     def has_passed(self, since: datetime | None, seconds: float) -> bool:
         """Return whether so many seconds have passed since a time; never since None."""
         return since is not None and self.now - since >= timedelta(seconds=seconds)
+
+
+@contextmanager
+def report(faults: list[str], what: str) -> Iterator[None]:
+    """Add a failure of the body to the faults, also an unexpected one; only LeaseTaken ends the sweep."""
+    try:
+        yield
+    except LeaseTaken:
+        raise
+    except CloudError as error:
+        faults.append(f"{what}: {error.message}")
+    except Exception as error:
+        # A response of another shape, or a value that cannot be used: its text may contain anything.
+        logger.exception("%s", what)
+        faults.append(f"{what}: an unexpected {type(error).__name__}, see the log of this worker.")
 
 
 def load_hosts(session: Session, sweep: Sweep, named: Iterable[str]) -> list[Host]:

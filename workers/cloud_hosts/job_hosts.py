@@ -44,9 +44,11 @@ def create_waiting(session: Session, sweep: Sweep) -> None:
             select(Host).where(col(Host.job_id) == wanted.job_id).order_by(col(Host.id))
         ).all()
         offer = _find_offer(session, wanted)
+        if (offer is None) != (wanted.unoffered_at is not None):
+            wanted.unoffered_at = sweep.now if offer is None else None
         if (error := _find_end(sweep, wanted, earlier, offer)) is not None:
             _fail_runs(session, wanted, error)
-        elif offer is not None and _is_due(sweep, earlier) and _has_room(session, sweep):
+        elif offer is not None and _is_due(sweep, wanted, earlier) and _has_room(session, sweep):
             _insert(session, sweep, wanted, offer, earlier)
 
 
@@ -67,10 +69,22 @@ def _find_end(
     sweep: Sweep, wanted: JobHost, earlier: Sequence[Host], offer: Offer | None
 ) -> TunesmithError | None:
     """Return why no further host is launched for the job, or None."""
-    failures = _count_failures(earlier)
+    failures = _count_failures(wanted, earlier)
     if failures >= MAX_FAILURES:
         last = (earlier[-1].error or {}).get("message", "")
-        return NoHostForJob(f"{failures} hosts of the job in a row did not become ready. The last: {last}")
+        return NoHostForJob(
+            f"{failures} hosts of the job in a row did not become ready. The last: {last}",
+            "Remove the cause and retry the job, which tries as many hosts again; or submit it with another "
+            "type or region: GET /api/v1/hosts/offers.",
+        )
+    limit = sweep.context.settings.host_launch_seconds
+    if sweep.has_passed(wanted.unoffered_at, limit):
+        kind = "spot type" if wanted.spot else "type"
+        return NoHostForJob(
+            f"{wanted.cloud} has not offered the {kind} {wanted.type} in {wanted.region} for {limit:g} s.",
+            "Submit the job with a type and a region of GET /api/v1/hosts/offers, or retry it later. "
+            "TUNESMITH_HOST_LAUNCH_SECONDS is the limit.",
+        )
     spent = sum_spend(earlier, sweep.now)
     rate = offer.usd_per_hour if offer is not None else 0.0
     if not earlier or spent + rate * MIN_USEFUL_SECONDS / HOUR_SECONDS <= wanted.max_usd:
@@ -82,13 +96,18 @@ def _find_end(
     )
 
 
-def _count_failures(earlier: Sequence[Host]) -> int:
-    """Return how many of the last hosts in a row were never ready."""
-    return sum(1 for _ in takewhile(lambda host: host.ready_at is None, reversed(earlier)))
+def _count_failures(wanted: JobHost, earlier: Sequence[Host]) -> int:
+    """Return how many of the last hosts in a row were never ready, since a person has started the job."""
+
+    def counts(host: Host) -> bool:
+        is_recent = wanted.counted_from is None or host.created_at >= wanted.counted_from
+        return is_recent and host.ready_at is None
+
+    return sum(1 for _ in takewhile(counts, reversed(earlier)))
 
 
-def _is_due(sweep: Sweep, earlier: Sequence[Host]) -> bool:
-    failures = _count_failures(earlier)
+def _is_due(sweep: Sweep, wanted: JobHost, earlier: Sequence[Host]) -> bool:
+    failures = _count_failures(wanted, earlier)
     return not failures or sweep.has_passed(earlier[-1].ended_at, RETRY_SECONDS * 2 ** (failures - 1))
 
 

@@ -7,7 +7,9 @@ next sweep, and nothing that must be terminated is ever given up.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlmodel import col
@@ -16,7 +18,7 @@ from app.hosts import lifecycle
 from app.hosts.lifecycle import KeeperLease, LeaseTaken
 from app.storage.database import read_session, transaction
 from app.tables import CloudState, Host, HostStatus, StopReason
-from workers.cloud_hosts import job_hosts, launch, offers, terminate
+from workers.cloud_hosts import job_hosts, launch, offers, reach, terminate
 from workers.cloud_hosts.context import (
     LEASE_SECONDS,
     HostWork,
@@ -24,14 +26,20 @@ from workers.cloud_hosts.context import (
     Sweep,
     load_facts,
     load_hosts,
+    report,
 )
-from workers.cloud_hosts.faults import report
+from workers.cloud_hosts.orphans import StrayMachines, find_crowded
 from workers.cloud_hosts.stop_rules import HostFailed, Stop, find_stop
 from workers.clouds.protocol import CloudError, CloudErrorKind, Machine, MachineState
 
 MAX_SHOWN_FAULTS = 5
 # An idle host may end this much earlier than its idle time says.
 BUSY_WRITE_SECONDS = 60.0
+HELD = (
+    "the hosts at {cloud} are held since the database was restored at {time}: nothing is launched or "
+    "terminated, and machines may be billed, until POST /api/v1/hosts/take-over confirms that the original "
+    "installation has ended"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +55,7 @@ class HostKeeper:
         self._context = context
         self._worker_id = worker_id
         self._lease: KeeperLease | None = None
-        self._orphans: set[str] = set()
-        """Machines that no row wants, which were counted."""
+        self._strays = StrayMachines()
 
     def sweep(self) -> None:
         """Compare machines and rows once, unless another worker keeps the cloud; raises CloudSweepFailed."""
@@ -79,19 +86,42 @@ class HostKeeper:
     def _sweep(self, lease: KeeperLease, now: datetime) -> list[str]:
         faults: list[str] = []
         machines: list[Machine] = []
-        with report(faults, f"{lease.cloud} does not list its machines"):
+        with report(faults, "the machines cannot be listed"):
             machines = self._context.cloud.list_tagged(self._context.installation)
         sweep = Sweep(self._context, lease, now, is_listed=not faults)
         if sweep.is_listed:
             for machine_id in self._context.accepted.keys() - {machine.id for machine in machines}:
                 del self._context.accepted[machine_id]
-        with report(faults, "the hosts of jobs"), transaction() as session:
-            job_hosts.create_waiting(session, sweep)
+        held_at = _read_held_at(lease)
+        if held_at is None:
+            with report(faults, "the hosts of jobs"), transaction() as session:
+                job_hosts.create_waiting(session, sweep)
         with read_session() as session:
             hosts = load_hosts(session, sweep, {m.host_id for m in machines if m.host_id is not None})
             facts = load_facts(session, sweep, [host for host in hosts if not host.status.finished])
+        sweep = reach.find_accounts(sweep, hosts, {machine.id for machine in machines}, faults)
+        n_orphans = 0
+        if held_at is None:
+            n_orphans = self._keep(sweep, machines, hosts, facts, faults)
+        else:
+            faults.insert(0, HELD.format(cloud=lease.cloud, time=held_at.isoformat(timespec="seconds")))
+        unclaimed = self._strays.list_unclaimed(sweep, machines, hosts, faults)
+        offers.refresh(sweep, faults)
+        self._record(sweep, n_orphans, unclaimed, faults)
+        return faults
+
+    def _keep(
+        self,
+        sweep: Sweep,
+        machines: Sequence[Machine],
+        hosts: Sequence[Host],
+        facts: dict[str, HostWork],
+        faults: list[str],
+    ) -> int:
+        """Do what the rows need; return the number of new orphans."""
         # What costs money for nothing comes first.
-        n_orphans = self._terminate_surplus(sweep, machines, hosts, faults)
+        n_orphans = self._strays.end_orphans(sweep, machines, hosts, faults)
+        sweep = replace(sweep, crowded_hosts=find_crowded(machines, hosts))
         unfinished = [host for host in hosts if not host.status.finished]
         by_id = {machine.id: machine for machine in machines}
         for host in sorted(unfinished, key=lambda host: host.status.wanted):
@@ -101,9 +131,7 @@ class HostKeeper:
         reached = [host for host in unfinished if host.status is not HostStatus.terminating]
         with report(faults, "the tunnels to hosts"):
             self._context.tunnels.keep([host for host in reached if host.machine_id is not None])
-        offers.refresh(sweep, faults)
-        self._record(sweep, n_orphans, faults)
-        return faults
+        return n_orphans
 
     def _step(
         self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None, faults: list[str]
@@ -112,36 +140,50 @@ class HostKeeper:
         with report(faults, f"host {host.id}"):
             _keep_lease(sweep)
             try:
-                _require_region(sweep, host)
+                if machine is not None:
+                    reach.record_account(sweep, host)
+                if (barrier := reach.find_barrier(sweep, host, machine)) is not None:
+                    # The absence of its machine means nothing.
+                    host = self._decide_end(replace(sweep, is_listed=False), host, facts, None)
+                    raise barrier
                 self._advance(sweep, host, facts, machine)
             except CloudError as error:
-                if host.status is not HostStatus.terminating or not terminate.record_failure(sweep, host):
+                is_overdue = host.status is HostStatus.terminating and terminate.record_failure(sweep, host)
+                terminate.record_problem(sweep, host, error, is_overdue=is_overdue)
+                if not is_overdue:
                     raise
-                faults.append(
+                # The worker's problems are cut after some hundred characters.
+                faults.insert(
+                    0,
                     f"the termination of host {host.id} (machine {host.machine_id}) is overdue, and it is "
-                    f"billed: {error.message}"
+                    f"billed: {error.message}",
                 )
+            else:
+                terminate.record_problem(sweep, host, None)
 
     def _advance(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> None:
         if host.machine_id is None and machine is not None:
             launch.adopt(host, machine)
             return
-        if host.status.wanted and (stop := self._find_stop(sweep, host, facts, machine)) is not None:
-            stopped = terminate.begin_stop(sweep, host, facts, stop)
-            if stopped is None:
-                return
-            host = stopped
-        if host.status is HostStatus.stopping:
-            host = terminate.end_stop(sweep, host, facts) or host
+        host = self._decide_end(sweep, host, facts, machine)
         if host.status is HostStatus.terminating:
             terminate.terminate(sweep, host, machine)
         elif host.status is HostStatus.launching:
             self._launch(sweep, host)
-        elif host.status is HostStatus.ready and facts.is_busy:
-            if host.last_busy_at is None or sweep.has_passed(host.last_busy_at, BUSY_WRITE_SECONDS):
-                _write(sweep, host, last_busy_at=sweep.now)
-        elif machine is not None:
+        elif machine is not None and not (host.status is HostStatus.ready and facts.is_busy):
             _follow_boot(sweep, host, facts, machine)
+
+    def _decide_end(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> Host:
+        """Return the host as it is after the decision whether it ends, which needs no call to the cloud."""
+        if host.status.wanted and (stop := self._find_stop(sweep, host, facts, machine)) is not None:
+            # None if another process has decided it meanwhile: the next sweep continues.
+            host = terminate.begin_stop(sweep, host, facts, stop) or host
+        if host.status is HostStatus.stopping:
+            host = terminate.end_stop(sweep, host, facts) or host
+        is_old = host.last_busy_at is None or sweep.has_passed(host.last_busy_at, BUSY_WRITE_SECONDS)
+        if host.status is HostStatus.ready and facts.is_busy and is_old:
+            _write(sweep, host, last_busy_at=sweep.now)
+        return host
 
     def _find_stop(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> Stop | None:
         # First what needs no further response of the cloud.
@@ -167,43 +209,27 @@ class HostKeeper:
         elif launch.may_launch(sweep, host):
             launch.launch(sweep, host)
 
-    def _terminate_surplus(
-        self, sweep: Sweep, machines: Sequence[Machine], hosts: Sequence[Host], faults: list[str]
-    ) -> int:
-        """Terminate the machines that no row wants; return how many of them are new."""
-        rows = {host.id: host for host in hosts}
-        count = 0
-        for machine in machines:
-            if machine.state.is_gone or not is_surplus(machine, rows.get(machine.host_id or "")):
-                continue
-            if machine.state is not MachineState.terminating and machine.id not in self._orphans:
-                self._orphans.add(machine.id)
-                count += 1
-                logger.error("terminating the orphan %s, tagged as host %s", machine.id, machine.host_id)
-            with report(faults, f"the machine {machine.id} belongs to no host and is billed"):
-                terminate.request_end(sweep, machine.id, machine)
-        return count
-
-    def _record(self, sweep: Sweep, n_orphans: int, faults: Sequence[str]) -> None:
+    def _record(
+        self, sweep: Sweep, n_orphans: int, unclaimed: list[dict[str, Any]], faults: Sequence[str]
+    ) -> None:
         clock = sweep.context.clock
         values = {
             "lease_expires_at": clock(LEASE_SECONDS),
             "error": "; ".join(faults[:MAX_SHOWN_FAULTS]) or None,
             "orphan_count": col(CloudState.orphan_count) + n_orphans,
+            "unclaimed": unclaimed,
         }
+        if sweep.account is not None:
+            values["account"] = sweep.account
         if not faults:
             values["swept_at"] = clock(0)
         with transaction() as session:
             lifecycle.update_cloud(session, sweep.lease, values)
 
 
-def is_surplus(machine: Machine, host: Host | None) -> bool:
-    """Return whether no row wants the machine; once that is so, it stays so."""
-    if host is None or host.status.finished:
-        return True
-    if host.machine_id is not None:
-        return machine.id != host.machine_id
-    return machine.epoch != host.epoch
+def _read_held_at(lease: KeeperLease) -> datetime | None:
+    with read_session() as session:
+        return session.get_one(CloudState, lease.cloud).held_at
 
 
 def _keep_lease(sweep: Sweep) -> None:
@@ -215,17 +241,6 @@ def _keep_lease(sweep: Sweep) -> None:
             return
     with transaction() as session:
         lifecycle.update_cloud(session, sweep.lease, {"lease_expires_at": clock(LEASE_SECONDS)})
-
-
-def _require_region(sweep: Sweep, host: Host) -> None:
-    """Raise CloudError if the host may have a machine in a region that the keys do not show."""
-    region = sweep.context.cloud.region
-    if host.attempted_at is not None and region not in (None, host.region):
-        raise CloudError(
-            CloudErrorKind.invalid_request,
-            f"its machine is in {host.region}, and the worker with the keys sees {region} only. It is "
-            "billed, and nothing ends it, until the variables of that worker name its region again.",
-        )
 
 
 def _find_unrecorded(machines: Sequence[Machine], host: Host) -> Machine | None:

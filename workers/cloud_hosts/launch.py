@@ -40,7 +40,7 @@ class HostUnavailable(TunesmithError):
 
 def may_launch(sweep: Sweep, host: Host) -> bool:
     """Return whether a request may be sent now: it is due, and an earlier one has created no machine."""
-    if host.attempted_at is not None and not has_settled(sweep, host):
+    if host.id in sweep.crowded_hosts or (host.attempted_at is not None and not has_settled(sweep, host)):
         return False
     return host.launch_at is None or host.launch_at <= sweep.now
 
@@ -51,7 +51,12 @@ def has_settled(sweep: Sweep, host: Host) -> bool:
 
 
 def launch(sweep: Sweep, host: Host) -> None:
-    """Send a launch request for a host, and record its outcome."""
+    """Send a launch request for a host, and record its outcome.
+
+    Raises CloudError if the account is unknown: its machine could not be told from that of another one.
+    """
+    if sweep.account is None:
+        raise CloudError(CloudErrorKind.unreachable, "it waits until the account of the keys is known.")
     started = _start_attempt(sweep, host)
     if started is None:
         return
@@ -102,7 +107,13 @@ def _start_attempt(sweep: Sweep, host: Host) -> tuple[Host, str] | None:
         lifecycle.update_cloud(session, sweep.lease, {"lease_expires_at": clock(LEASE_SECONDS)})
         _revoke(session, host.key_id)
         key, secret = create_key(session, KeyCreate(name=f"host {host.id}", scopes=[Scope.worker]))
-        values = {"epoch": col(Host.epoch) + 1, "attempted_at": clock(0), "launch_at": None, "key_id": key.id}
+        values = {
+            "epoch": col(Host.epoch) + 1,
+            "attempted_at": clock(0),
+            "account": sweep.account,
+            "launch_at": None,
+            "key_id": key.id,
+        }
         guards = [col(Host.status) == HostStatus.launching, col(Host.epoch) == host.epoch]
         attempt = lifecycle.write(session, host.id, values, guards)
         if attempt is None:
@@ -122,7 +133,7 @@ def _record_machine(host: Host, machine_id: str) -> None:
 
 
 def _record_failure(sweep: Sweep, host: Host, error: CloudError) -> None:
-    shown = HostUnavailable(f"{host.cloud}: {error.message}")
+    shown = HostUnavailable(error.message, error.hint)
     if error.is_outcome_unknown:
         # `attempted_at` stays: the machine may exist.
         _write_failure(host, {"error": shown.as_dict()})

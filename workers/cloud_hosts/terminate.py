@@ -97,6 +97,17 @@ def record_failure(sweep: Sweep, host: Host) -> bool:
     return is_overdue
 
 
+def record_problem(sweep: Sweep, host: Host, error: CloudError | None, *, is_overdue: bool = False) -> None:
+    """Write why a sweep could not do what a host needs; None ends the problem."""
+    problem = error.as_dict() if error is not None else None
+    if problem is not None and is_overdue:
+        problem["message"] = f"The termination is overdue, and the machine is billed: {problem['message']}"
+    if problem != host.problem:
+        guards = [lifecycle.is_kept_by(sweep.lease, sweep.context.clock)]
+        with transaction() as session:
+            lifecycle.write(session, host.id, {"problem": problem}, guards)
+
+
 def is_gone(sweep: Sweep, host: Host) -> bool:
     """Return whether a machine that the list does not contain is gone; one may be too new for the list."""
     assert host.machine_id is not None, "checked by the caller"
@@ -111,7 +122,7 @@ def _end(sweep: Sweep, host: Host) -> None:
     if host.machine_id is not None:
         assert host.launched_at is not None, "written with the id of the machine"
         spend = price_duration(host.usd_per_hour, max(sweep.now - host.launched_at, timedelta()))
-    values = {"ended_at": sweep.context.clock(0), "spend_usd": spend}
+    values = {"ended_at": sweep.context.clock(0), "spend_usd": spend, "problem": None}
     to = HostStatus.failed if host.stop_reason in FAILURES else HostStatus.terminated
     guards = [
         lifecycle.is_kept_by(sweep.lease, sweep.context.clock),

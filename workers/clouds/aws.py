@@ -97,7 +97,19 @@ class AwsCloud:
         self._found_image: tuple[str, str] | None = None
         self._image_at = 0.0
         self._security_group = account.security_group
+        self._account_id: str | None = None
         self._lock = threading.Lock()
+
+    def read_account(self) -> str:
+        """Return the id of the account, which every key may read; see `Cloud`."""
+        if self._account_id is None:
+            with translate_errors("get_caller_identity"):
+                self._account_id = str(self._open("sts").get_caller_identity()["Account"])
+        return self._account_id
+
+    def find_own_accounts(self, marks: set[str]) -> set[str]:
+        """Return the id of the account if it is one of the marks; see `Cloud`."""
+        return marks & {self.read_account()} if marks else set()
 
     def list_offers(self) -> list[Offer]:
         """Return the types in the table that the region has and whose price is known; see `Cloud`."""
@@ -124,13 +136,7 @@ class AwsCloud:
 
         The SSH host keys of running machines are read from their consoles, of a few with each call.
         """
-        filters = [
-            {"Name": f"tag:{TAG_INSTALLATION}", "Values": [installation]},
-            {"Name": "instance-state-name", "Values": LISTED_STATES},
-        ]
-        with translate_errors("describe_instances"):
-            pages = self._ec2.get_paginator("describe_instances").paginate(Filters=filters)
-            found = [item for page in pages for item in _instances_of(page)]
+        found = self._list({"Name": f"tag:{TAG_INSTALLATION}", "Values": [installation]})
         notices = self._read_notices(found)
         running = [item["InstanceId"] for item in found if item["State"]["Name"] == "running"]
         with self._lock:
@@ -139,6 +145,12 @@ class AwsCloud:
         for machine_id in sorted(unread, key=self._console_reads.__getitem__)[:MAX_CONSOLES]:
             self._read_host_keys(machine_id)
         return [self._make_machine(item, notices) for item in found]
+
+    def list_foreign(self, installation: str) -> list[Machine]:
+        """Return the machines of other installations that are not terminated; see `Cloud`."""
+        found = self._list({"Name": "tag-key", "Values": [TAG_INSTALLATION]})
+        machines = [self._make_machine(item, {}) for item in found]
+        return [machine for machine in machines if machine.installation != installation]
 
     def describe(self, machine_id: str) -> Machine | None:
         """Return a machine, with the SSH host keys that its console shows; see `Cloud`."""
@@ -160,6 +172,12 @@ class AwsCloud:
                 self._ec2.terminate_instances(InstanceIds=[machine_id])
         except UnknownAwsMachine:
             return
+
+    def _list(self, tag_filter: dict[str, Any]) -> list[dict[str, Any]]:
+        filters = [tag_filter, {"Name": "instance-state-name", "Values": LISTED_STATES}]
+        with translate_errors("describe_instances"):
+            pages = self._ec2.get_paginator("describe_instances").paginate(Filters=filters)
+            return [item for page in pages for item in _instances_of(page)]
 
     def _find_image(self) -> tuple[str, str]:
         """Return the id of the image that new machines start from, and its root device; kept for an hour."""
@@ -291,6 +309,7 @@ class AwsCloud:
             state=STATES.get(instance["State"]["Name"], MachineState.unknown),
             type=instance.get("InstanceType"),
             region=self._account.region,
+            installation=tags.get(TAG_INSTALLATION),
             host_id=tags.get(TAG_HOST),
             epoch=int(epoch) if epoch.isdecimal() else None,
             name=tags.get("Name"),

@@ -37,9 +37,9 @@ KINDS = {
 class LambdaRefused(CloudError):
     """Lambda's response is an error with a code."""
 
-    def __init__(self, kind: CloudErrorKind, message: str, code: str) -> None:
+    def __init__(self, kind: CloudErrorKind, message: str, refusal: str) -> None:
         super().__init__(kind, message)
-        self.code = code
+        self.refusal = refusal
 
 
 class LambdaApi:

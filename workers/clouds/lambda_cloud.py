@@ -33,8 +33,8 @@ STATES = {
     "active": MachineState.running,
     "unhealthy": MachineState.unhealthy,
     "terminating": MachineState.terminating,
-    # Lambda has taken it back, and may show it for a while.
-    "preempted": MachineState.terminating,
+    # Lambda has taken it back. Its contract calls `terminate` the only end of the bill, so that one follows.
+    "preempted": MachineState.stopped,
     "terminated": MachineState.terminated,
 }
 _NAME = re.compile(r"tunesmith-(.+)-([a-z0-9_]+)-([0-9]{1,4})")
@@ -61,7 +61,31 @@ class LambdaCloud:
         self._account, self._image_family, self._given = account, image_family, prices or {}
         self._api = api or LambdaApi(account)
         self._ssh_key_name: str | None = None
+        self._own_account: str | None = None
+        self._key_ids: set[str] = set()
         self._lock = threading.Lock()
+
+    def read_account(self) -> str:
+        """Return the id that Lambda has given to the SSH key of new machines; see `Cloud`.
+
+        Lambda has no call for the account itself. Such an id belongs to one account, whatever its API keys.
+        """
+        if self._own_account is None:
+            name = self._find_ssh_key_name()
+            ids = [str(item["id"]) for item in self._list("/ssh-keys") if item.get("name") == name]
+            if not ids:
+                raise CloudError(CloudErrorKind.unreachable, f"Lambda: the SSH key {name} is not listed yet.")
+            self._own_account = ids[0]
+        return self._own_account
+
+    def find_own_accounts(self, marks: set[str]) -> set[str]:
+        """Return the marks that are ids of SSH keys of the account; see `Cloud`.
+
+        An id that was read once stays one of the account's if somebody deletes the SSH key.
+        """
+        if not marks <= self._key_ids:
+            self._key_ids |= {str(item.get("id")) for item in self._list("/ssh-keys")}
+        return marks & self._key_ids
 
     def list_offers(self) -> list[Offer]:
         """Return the types with GPUs in the account's region and where they are available; see `Cloud`."""
@@ -119,34 +143,23 @@ class LambdaCloud:
 
     def list_tagged(self, installation: str) -> list[Machine]:
         """Return the machines of an installation by tags, or without them by name; see `Cloud`."""
-        machines = []
-        for item in self._list("/instances"):
-            tags = _read_tags(item)
-            host_id, epoch = tags.get(TAG_HOST), tags.get(TAG_EPOCH, "")
-            if TAG_INSTALLATION in tags:
-                is_ours = tags[TAG_INSTALLATION] == installation
-            else:
-                match = _NAME.fullmatch(str(item.get("name") or ""))
-                host_id, epoch = (match[2], match[3]) if match else (None, "")
-                is_ours = match is not None and match[0] == machine_name(
-                    installation, match[2], int(match[3])
-                )
-            if is_ours:
-                machine = self._make_machine(item, host_id, epoch)
-                if not machine.state.is_gone:
-                    machines.append(machine)
-        return machines
+        return [machine for machine, is_own in self._list_machines(installation) if is_own]
+
+    def list_foreign(self, installation: str) -> list[Machine]:
+        """Return the machines of other installations, by tags or names; see `Cloud`."""
+        return [machine for machine, is_own in self._list_machines(installation) if not is_own]
 
     def describe(self, machine_id: str) -> Machine | None:
         """Return a machine; see `Cloud`. Lambda has no channel for its SSH host keys."""
         try:
             item = _object(self._api.get(f"/instances/{_checked_id(machine_id)}"))
         except LambdaRefused as error:
-            if error.code == MISSING:
+            if error.refusal == MISSING:
                 return None
             raise
         tags = _read_tags(item)
-        return self._make_machine(item, tags.get(TAG_HOST), tags.get(TAG_EPOCH, ""))
+        owner, epoch = tags.get(TAG_INSTALLATION), tags.get(TAG_EPOCH, "")
+        return self._make_machine(item, tags.get(TAG_HOST), epoch, owner)
 
     def terminate(self, machine_id: str) -> None:
         """Terminate a machine; see `Cloud`."""
@@ -154,7 +167,7 @@ class LambdaCloud:
         try:
             reply = _object(self._api.post("/instance-operations/terminate", body))
         except LambdaRefused as error:
-            if error.code == MISSING:
+            if error.refusal == MISSING:
                 return
             raise
         terminated = reply.get("terminated_instances")
@@ -184,7 +197,7 @@ class LambdaCloud:
             self._api.post("/ssh-keys", {"name": name, "public_key": public_key})
         except LambdaRefused as error:
             # The response to an earlier request was lost, or another worker was faster.
-            if error.code != DUPLICATE:
+            if error.refusal != DUPLICATE:
                 raise
         return name
 
@@ -215,7 +228,27 @@ class LambdaCloud:
             raise CloudError(CloudErrorKind.unreachable, f"Lambda: GET {path}: the response is not a list.")
         return data
 
-    def _make_machine(self, item: dict[str, Any], host_id: str | None, epoch: str) -> Machine:
+    def _list_machines(self, installation: str) -> list[tuple[Machine, bool]]:
+        """Return the machines of Tunesmith that may be billed, and whether each is of the installation."""
+        found = []
+        for item in self._list("/instances"):
+            tags = _read_tags(item)
+            owner, host_id, epoch = tags.get(TAG_INSTALLATION), tags.get(TAG_HOST), tags.get(TAG_EPOCH, "")
+            if owner is None:
+                match = _NAME.fullmatch(str(item.get("name") or ""))
+                if match is None:
+                    continue
+                owner, host_id, epoch = match[1], match[2], match[3]
+                if match[0] == machine_name(installation, host_id, int(epoch)):
+                    owner = installation
+            machine = self._make_machine(item, host_id, epoch, owner)
+            if not machine.state.is_gone:
+                found.append((machine, owner == installation))
+        return found
+
+    def _make_machine(
+        self, item: dict[str, Any], host_id: str | None, epoch: str, installation: str | None
+    ) -> Machine:
         if "id" not in item:
             raise CloudError(CloudErrorKind.unreachable, "Lambda: the response has a machine without an id.")
         status = str(item.get("status"))
@@ -224,6 +257,7 @@ class LambdaCloud:
             state=STATES.get(status, MachineState.unknown),
             type=_object(item.get("instance_type")).get("name"),
             region=_object(item.get("region")).get("name"),
+            installation=installation,
             host_id=host_id,
             epoch=int(epoch) if epoch.isdecimal() else None,
             name=item.get("name"),

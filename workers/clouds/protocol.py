@@ -1,4 +1,4 @@
-"""The five calls that the service makes to a cloud, and the types and errors that all clouds share.
+"""The calls that the service makes to a cloud, and the types and errors that all clouds share.
 
 A caller records the host and its epoch before `launch`. A launch that raises `unreachable` may have created a
 machine: `list_tagged` finds it, and only a caller that has listed and found none may launch again.
@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from trainers.configs.clouds import CloudName, Offer
+from trainers.runtime.error_codes import ErrorCode
 
 TAG_INSTALLATION, TAG_HOST, TAG_EPOCH = "tunesmith-installation", "tunesmith-host", "tunesmith-epoch"
 # Lambda accepts names of 64 characters.
@@ -33,20 +34,40 @@ class CloudErrorKind(StrEnum):
     unreachable = "unreachable"  # No response, or a fault of the cloud: whether it was done is unknown.
 
 
+HINTS = {
+    CloudErrorKind.no_capacity: "The request is repeated. Another type or region may have capacity: GET "
+    "/api/v1/hosts/offers.",
+    CloudErrorKind.quota_exceeded: "Ask the cloud for a higher quota in its console, terminate other "
+    "machines of the account, or choose another type or region: GET /api/v1/hosts/offers.",
+    CloudErrorKind.unauthorized: "Check the variables of the cloud on the worker that holds its keys, "
+    "whether the keys are still valid, and their permissions (docs/guides/cloud-hosts.md); then restart that "
+    "worker.",
+    CloudErrorKind.invalid_request: "Check the variables of the cloud on the worker that holds its keys, "
+    "such as the SSH key, the network and the image.",
+}
+
+
 class CloudError(Exception):
     """A call to a cloud has failed."""
+
+    code = ErrorCode.host_unavailable
 
     def __init__(self, kind: CloudErrorKind, message: str, retry_after_seconds: float | None = None) -> None:
         """Create an error; the message is safe to store and show."""
         super().__init__(message)
         self.kind = kind
         self.message = message
+        self.hint = HINTS.get(kind)
         self.retry_after_seconds = retry_after_seconds
 
     @property
     def is_outcome_unknown(self) -> bool:
         """Whether the call may have had its effect."""
         return self.kind is CloudErrorKind.unreachable
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return what a row keeps of the error."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
 class MachineState(StrEnum):
@@ -113,6 +134,7 @@ class Machine:
     state: MachineState
     type: str | None = None
     region: str | None = None
+    installation: str | None = None
     host_id: str | None = None
     epoch: int | None = None
     name: str | None = None
@@ -132,6 +154,14 @@ class Cloud(Protocol):
     region: str | None
     """The only region of whose machines the calls tell; None: of all."""
 
+    def read_account(self) -> str:
+        """Return a mark of the account of the keys, which no other account has."""
+        ...
+
+    def find_own_accounts(self, marks: set[str]) -> set[str]:
+        """Return those of the marks that are the account's: other keys of the same account find them, too."""
+        ...
+
     def list_offers(self) -> list[Offer]:
         """Return the types of machines with GPUs that the account may launch, cheapest first."""
         ...
@@ -146,6 +176,10 @@ class Cloud(Protocol):
 
     def list_tagged(self, installation: str) -> list[Machine]:
         """Return the machines of an installation that may be billed, whatever their state."""
+        ...
+
+    def list_foreign(self, installation: str) -> list[Machine]:
+        """Return the machines of all other installations of Tunesmith in the account that may be billed."""
         ...
 
     def describe(self, machine_id: str) -> Machine | None:

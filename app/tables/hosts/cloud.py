@@ -25,6 +25,22 @@ class CloudState(SQLModel, table=True):
     offers_at: datetime | None = time_field()
     error: str | None = Field(default=None, description="Why the last sweep failed.")
     orphan_count: int = Field(default=0, description="Machines without a row that were terminated.")
+    account: str | None = Field(
+        default=None, description="Mark of the account of the keys with which it was last swept."
+    )
+    held_at: datetime | None = time_field(
+        description="When the database was restored: nothing is launched or terminated until a person has "
+        "confirmed that the original installation has ended."
+    )
+    last_owned_id: str = Field(
+        default="",
+        description="Machines of hosts without a row are orphans up to this id, or that of the newest row.",
+    )
+    unclaimed: list[dict[str, Any]] = Field(
+        default_factory=list,
+        sa_type=Json,
+        description="Machines of Tunesmith that the service neither uses nor terminates.",
+    )
 
 
 class JobHost(SQLModel, table=True):
@@ -38,3 +54,8 @@ class JobHost(SQLModel, table=True):
     region: str
     spot: bool = False
     max_usd: float = Field(description="US dollars that all hosts of the job may cost together.")
+    unoffered_at: datetime | None = time_field(description="Since when the cloud does not offer the type.")
+    counted_from: datetime | None = time_field(
+        description="Only hosts that were requested later count as attempts that failed: a person has "
+        "started the job again."
+    )

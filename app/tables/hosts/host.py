@@ -93,11 +93,21 @@ class Host(SQLModel, table=True):
     )
     launch_at: datetime | None = time_field(description="The earliest time of the next launch request.")
     machine_id: str | None = None
+    account: str | None = Field(
+        default=None,
+        description="Mark of the cloud account in which the last launch request was sent; other accounts do "
+        "not show the machine.",
+    )
     address: str | None = None
     ssh_user: str | None = None
     ssh_host_keys: list[str] = Field(default_factory=list, sa_type=Json)
     key_id: str | None = Field(default=None, description="The API key with which its worker joins.")
     error: dict[str, Any] | None = Field(default=None, sa_type=Json)
+    problem: dict[str, Any] | None = Field(
+        default=None,
+        sa_type=Json,
+        description="Why the last sweep could not do what the host needs; null once a sweep has done it.",
+    )
 
     created_at: datetime = time_field(default_now=True)
     launched_at: datetime | None = time_field(description="From when on its machine is billed.")

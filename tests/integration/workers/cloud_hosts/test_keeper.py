@@ -5,6 +5,7 @@ simulated, and workers are rows.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -69,6 +70,11 @@ class Control:
             make_user_data=self._make_user_data,
             clock=self.clock,
         )
+        self.keeper = HostKeeper(self.context, "worker_1")
+
+    def use(self, cloud: LambdaCloud) -> None:
+        """Restart the keeper with other keys."""
+        self.context = replace(self.context, cloud=cloud, accepted={})
         self.keeper = HostKeeper(self.context, "worker_1")
 
     def _make_user_data(self, host: Host, secret: str) -> str:
@@ -220,6 +226,7 @@ def test_a_machine_of_another_row_or_of_none_is_terminated(
     host_id, _ = make_ready(control, lambda_stand_in)
     with transaction() as session:
         session.delete(session.get_one(Host, host_id))
+    control.add_host(status=HostStatus.terminated)
     control.sweep()
     assert lambda_stand_in.billed() == []
     with read_session() as session:

@@ -25,6 +25,7 @@ ACTIONS = {
         "list_offers": "DescribeInstanceTypeOfferings",
         "launch": "RunInstances",
         "list_tagged": "DescribeInstances",
+        "list_foreign": "DescribeInstances",
         "describe": "DescribeInstances",
         "terminate": "TerminateInstances",
     },
@@ -32,6 +33,7 @@ ACTIONS = {
         "list_offers": "GET /instance-types",
         "launch": "POST /instance-operations/launch",
         "list_tagged": "GET /instances",
+        "list_foreign": "GET /instances",
         "describe": "GET /instances/{id}",
         "terminate": "POST /instance-operations/terminate",
     },
@@ -77,6 +79,8 @@ def call(account: Account, name: str, machine_id: str) -> object:
             return account.cloud.list_offers()
         case "list_tagged":
             return account.cloud.list_tagged("team")
+        case "list_foreign":
+            return account.cloud.list_foreign("team")
         case "describe":
             return account.cloud.describe(machine_id)
         case "terminate":
@@ -86,7 +90,7 @@ def call(account: Account, name: str, machine_id: str) -> object:
 
 
 @pytest.mark.parametrize("fault", Fault)
-@pytest.mark.parametrize("name", ["list_offers", "list_tagged", "describe", "terminate"])
+@pytest.mark.parametrize("name", ["list_offers", "list_tagged", "list_foreign", "describe", "terminate"])
 def test_a_fault_becomes_its_kind_of_error_and_the_repetition_succeeds(
     account: Account, name: str, fault: Fault
 ) -> None:
@@ -136,9 +140,17 @@ def test_a_machine_is_found_by_its_installation_host_and_epoch(account: Account)
     assert (machine.id, machine.host_id, machine.epoch) == (machine_id, order.host_id, 1)
     assert machine.name == order.name
     assert not machine.state.is_gone
+    foreign = [machine.installation for machine in account.cloud.list_foreign("team-a")]
+    assert foreign == ["team-b"]
     for id in (machine_id, other_id):
         account.cloud.terminate(id)
     assert account.cloud.list_tagged("team-a") == []
+
+
+def test_the_account_is_one_of_the_marks_that_its_keys_recognize(account: Account) -> None:
+    mark = account.cloud.read_account()
+    assert account.cloud.find_own_accounts({mark, "another"}) == {mark}
+    assert account.cloud.find_own_accounts(set()) == set()
 
 
 def test_terminating_twice_or_nothing_returns(account: Account) -> None:
