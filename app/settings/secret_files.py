@@ -3,7 +3,9 @@
 A container gets a secret as a file, since everyone who may inspect it reads its environment.
 """
 
+import logging
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,12 @@ FOREIGN_VARIABLES = (
     "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY",
     "AWS_SECRET_ACCESS_KEY", "LAMBDA_API_KEY",
 )  # fmt: skip
+
+# A runtime of containers mounts secrets here, for the processes of one container.
+CONTAINER_SECRETS = Path("/run/secrets")
+
+logger = logging.getLogger(__name__)
+_reported: set[Path] = set()
 
 
 class SecretFileUnusable(SettingsError):
@@ -48,7 +56,9 @@ class SecretFiles(PydanticBaseSettingsSource):
             field.annotation is SecretStr and f"{field_name}_file" not in self.settings_cls.model_fields
         )
         name = f"{self.config.get('env_prefix', '')}{field_name}".lower()
-        value = read_secret_file(name, self._variables) if is_secret or is_structured else None
+        value = None
+        if is_secret or is_structured:
+            value = read_secret_file(name, self._variables, is_structured=is_structured)
         alias = field.validation_alias
         key = str(alias.choices[0]) if isinstance(alias, AliasChoices) else field_name
         return value, key, is_structured
@@ -71,13 +81,15 @@ def load_secret_variables() -> None:
             os.environ[name] = value
 
 
-def read_secret_file(name: str, variables: Mapping[str, str | None]) -> str | None:
+def read_secret_file(
+    name: str, variables: Mapping[str, str | None], *, is_structured: bool = False
+) -> str | None:
     """Return the content of the file that `name` + SUFFIX names, without the newline.
 
-    Without a file, or with an empty one, it is None, as for an empty variable.
+    Without a file, or with an empty one, it is None, as for an empty variable. JSON may have several lines.
 
     Raises:
-        SecretFileUnusable: The file cannot be read, or the variable itself has another value.
+        SecretFileUnusable: The file cannot be read, has several lines, or the variable has another value.
     """
     suffix = SUFFIX if name.isupper() else SUFFIX.lower()
     path = variables.get(name + suffix)
@@ -90,7 +102,32 @@ def read_secret_file(name: str, variables: Mapping[str, str | None]) -> str | No
         raise SecretFileUnusable(f"{named} is {path}, which cannot be read: {error}") from error
     if not value:
         return None
+    warn_if_readable(named, Path(path))
+    if not is_structured and (count := len(value.splitlines())) > 1:
+        raise SecretFileUnusable(
+            f"{named} is {path}, which has {count} lines. A secret is one line: remove the others, such as "
+            "comments and the names of variables"
+        )
     if variables.get(name) not in (None, "", value):
         raise SecretFileUnusable(f"{named} and {name.upper()} are both set: remove one of them")
     add_secrets([value])
     return value
+
+
+def warn_if_readable(named: str, path: Path) -> None:
+    """Log once if other users of this machine can read the file of a secret."""
+    found = path.resolve()
+    if found in _reported or found.is_relative_to(CONTAINER_SECRETS):
+        return
+    try:
+        is_open = bool(found.stat().st_mode & stat.S_IROTH)
+        # Nobody else reaches a file in a folder that is closed to them.
+        is_open = is_open and all(folder.stat().st_mode & stat.S_IXOTH for folder in found.parents)
+    except OSError:
+        return
+    if is_open:
+        _reported.add(found)
+        logger.warning(
+            "%s is %s, which every user of this machine can read. Close it: `chmod o-rwx %s`.",
+            named, path, path,
+        )  # fmt: skip

@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from app.http.errors import Conflict
 from app.settings import Settings
+from app.settings.secret_files import warn_if_readable
 from trainers.runtime.error_codes import ErrorCode
 
 GENERATED_KEY_FILE = "encryption.key"
@@ -66,6 +67,7 @@ def _read_key_file(settings: Settings, *, create: bool) -> str:
     try:
         if named is None and create and settings.database_url.get_secret_value().startswith("sqlite"):
             _create_key_file(path)
+        warn_if_readable("TUNESMITH_ENCRYPTION_KEY_FILE", path)
         return path.read_text(encoding="ascii")
     except (OSError, ValueError) as error:
         if named is None:

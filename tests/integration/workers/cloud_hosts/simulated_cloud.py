@@ -49,6 +49,10 @@ class FaultRates:
     rate_limited: float = 0.05
     no_capacity: float = 0.2
     refused: float = 0.01
+    other_account: float = 0.004
+    """Share of the steps before which the keys of the cloud are replaced by those of the other account."""
+    restoration: float = 0.001
+    """Share of the steps before which an older state of the database is restored."""
 
 
 @dataclass
@@ -57,6 +61,7 @@ class SimulatedMachine:
 
     id: str
     order: LaunchOrder
+    account: str
     launched_at: datetime
     listed_at: datetime
     runs_at: datetime | None
@@ -66,6 +71,8 @@ class SimulatedMachine:
     crashes_at: datetime | None
     """When its worker disappears; None: never."""
     ended_at: datetime | None = None
+    unseen_seconds: float = 0.0
+    """How long nobody could end it, since the keys did not show it or a person had to decide."""
 
     def bill(self, now: datetime) -> float:
         """Return its price until now in US dollars, to the second."""
@@ -85,9 +92,26 @@ class SimulatedCloud:
     machines: dict[str, SimulatedMachine] = field(default_factory=dict)
     double_launches: list[str] = field(default_factory=list)
     fault_count: int = 0
+    account: str = "account-a"
+    """The account of the keys, which show no machine of another one."""
     is_out: bool = False
     """Whether no call arrives."""
+    _stated: str | None = None
     _ids: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def change_keys(self, account: str) -> None:
+        """Replace the keys; their process is new, and has read nothing."""
+        self.account, self._stated = account, None
+
+    def read_account(self) -> str:
+        if self._stated is None:
+            self._arrive()
+            self._respond()
+            self._stated = self.account
+        return self._stated
+
+    def find_own_accounts(self, marks: set[str]) -> set[str]:
+        return marks & {self.read_account()} if marks else set()
 
     def list_offers(self) -> list[Offer]:
         self._arrive()
@@ -120,21 +144,28 @@ class SimulatedCloud:
     def list_tagged(self, installation: str) -> list[Machine]:
         self._arrive()
         listed = [
-            m for m in self.machines.values() if m.listed_at <= self.clock.now and not self._is_forgotten(m)
+            machine
+            for machine in self.machines.values()
+            if machine.listed_at <= self.clock.now and self._is_known(machine)
         ]
         self._respond()
         return [self._view(machine) for machine in listed if machine.order.installation == installation]
+
+    def list_foreign(self, installation: str) -> list[Machine]:
+        self._arrive()
+        self._respond()
+        return []
 
     def describe(self, machine_id: str) -> Machine | None:
         self._arrive()
         machine = self.machines.get(machine_id)
         self._respond()
-        return self._view(machine) if machine is not None and not self._is_forgotten(machine) else None
+        return self._view(machine) if machine is not None and self._is_known(machine) else None
 
     def terminate(self, machine_id: str) -> None:
         self._arrive()
         machine = self.machines.get(machine_id)
-        if machine is not None:
+        if machine is not None and machine.account == self.account:
             self.end(machine)
         self._respond()
 
@@ -181,6 +212,7 @@ class SimulatedCloud:
         machine = SimulatedMachine(
             id=f"machine-{next(self._ids)}",
             order=order,
+            account=self.account,
             launched_at=launched_at,
             listed_at=launched_at + timedelta(seconds=draw.uniform(0, MAX_LIST_SECONDS)),
             runs_at=runs_at if draw.random() < 0.92 else None,
@@ -207,6 +239,7 @@ class SimulatedCloud:
         return Machine(
             id=machine.id,
             state=state,
+            installation=machine.order.installation,
             host_id=machine.order.host_id,
             epoch=machine.order.epoch,
             address="192.0.2.1" if state is MachineState.running else None,
@@ -214,9 +247,12 @@ class SimulatedCloud:
             interruption_notice="interrupted" if notice else None,
         )
 
-    def _is_forgotten(self, machine: SimulatedMachine) -> bool:
-        """Return whether the cloud no longer knows the machine."""
-        return machine.ended_at is not None and self.clock.now > machine.ended_at + timedelta(seconds=90)
+    def _is_known(self, machine: SimulatedMachine) -> bool:
+        """Return whether the cloud shows the machine to the keys: it forgets those that have ended."""
+        is_forgotten = machine.ended_at is not None and self.clock.now > machine.ended_at + timedelta(
+            seconds=90
+        )
+        return machine.account == self.account and not is_forgotten
 
     def _happens(self, rate: float) -> bool:
         happens = self.random.random() < rate

@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from sqlmodel import Session, col, select
 from app.hosts import service
 from app.hosts.offers import list_offers
 from app.hosts.schemas import HostCreate
+from app.hosts.settlement import CloudNotHeld, take_over
 from app.idempotency.service import CreationRequest, EarlierCreation, check_repetition, record_creation
 from app.keys.schemas import KeyCreate
 from app.keys.service import create_key
@@ -32,6 +33,7 @@ from app.tables import (
     FINISHED,
     WANTED,
     ApiKey,
+    CloudState,
     Host,
     HostStatus,
     Job,
@@ -44,6 +46,7 @@ from app.tables import (
     base,
 )
 from app.tables.base import new_id, utc_now
+from tests.integration.workers.cloud_hosts.backups import Rows, dump_database, restore_database
 from tests.integration.workers.cloud_hosts.simulated_cloud import (
     START,
     TYPES,
@@ -64,6 +67,9 @@ MAX_WORK_SECONDS = 3000.0
 # As a share of the steps.
 LOST_ROWS = 0.005
 REQUESTED_ENDS = 0.0005
+DECISION_TIME = timedelta(seconds=300)
+# A person reads of machines that wait for a decision within minutes.
+TAKE_OVERS = 0.05
 # All hosts have ended long before, by their caps if by nothing else.
 MAX_STEPS = 4000
 
@@ -96,6 +102,8 @@ class Report:
     crashes: int = 0
     spent: float = 0.0
     waiting_jobs: list[str] = field(default_factory=list)
+    key_changes: int = 0
+    restorations: int = 0
 
     def check(self) -> None:
         """Assert the promises."""
@@ -132,6 +140,9 @@ class Simulation:
         self.leaving: dict[str, datetime] = {}
         self.keepers: list[HostKeeper | None] = [None, None]
         self.restart_at = [START, START]
+        self.backup: Rows | None = None
+        self.restored_at = self.last_step = START
+        self.key_changes = self.restorations = 0
 
     def run(self, n_hosts: int, max_steps: int = MAX_STEPS) -> Report:
         """Live through `n_hosts` lives; return what became of them."""
@@ -139,8 +150,10 @@ class Simulation:
             self._prepare()
             asked = 0
             for _ in range(max_steps):
-                self.clock.advance(STEP_SECONDS)
-                self.cloud.pass_time()
+                self._pass_time()
+                self._change_keys()
+                self._restore()
+                self._take_over()
                 asked += self._ask(n_hosts - asked)
                 self._terminate_some(n_hosts)
                 self._lose_a_row()
@@ -262,6 +275,49 @@ class Simulation:
                 session.execute(
                     update(ApiKey).where(col(ApiKey.id) == host.key_id).values(revoked_at=self.clock.now)
                 )
+
+    # The operator
+
+    def _pass_time(self) -> None:
+        before = self.clock.now
+        self.clock.advance(STEP_SECONDS)
+        self.cloud.pass_time()
+        with read_session() as session:
+            is_held = session.exec(select(CloudState)).one().held_at is not None
+        seconds = (self.clock.now - min(before, self.last_step)).total_seconds()
+        self.last_step = self.clock.now
+        for machine in self.cloud.machines.values():
+            if machine.ended_at is None and (is_held or machine.account != self.cloud.account):
+                machine.unseen_seconds += seconds
+
+    def _change_keys(self) -> None:
+        """Restart the keepers with the keys of the other account, or back."""
+        if self.random.random() < self.cloud.rates.other_account:
+            self.cloud.change_keys("account-b" if self.cloud.account == "account-a" else "account-a")
+            self.keepers = [None, None]
+            self.key_changes += 1
+
+    def _restore(self) -> None:
+        """Back up now and then, and restore the last backup more rarely."""
+        rate = self.cloud.rates.restoration
+        with self._calm():
+            if self.random.random() < 5 * rate:
+                self.backup = dump_database()
+            if self.backup is None or self.random.random() > rate:
+                return
+            restore_database(self.backup, self.clock)
+        self.restorations += 1
+        self.restored_at, self.backup = self.clock.now, None
+        self.keepers = [None, None]
+        self.workers.clear()
+        self.leaving |= dict.fromkeys(self.cloud.machines, self.clock.now)
+
+    def _take_over(self) -> None:
+        """Confirm that no other copy of the installation runs, if the service asks for it."""
+        if self.random.random() > TAKE_OVERS or self.clock.now - self.restored_at < DECISION_TIME:
+            return
+        with self._calm(), transaction() as session, suppress(CloudNotHeld):
+            take_over(session, self.cloud.name)
 
     # The keepers
 
@@ -396,6 +452,8 @@ class Simulation:
             live_keys=len(keys) - 1,
             faults=self.cloud.fault_count,
             crashes=self.crashes,
+            key_changes=self.key_changes,
+            restorations=self.restorations,
             waiting_jobs=[run.job_id for run in runs if run.status not in FINISHED],
         )
         for host in hosts:
@@ -403,17 +461,24 @@ class Simulation:
         return report
 
     def _judge(self, report: Report, host: Host) -> None:
-        machines = [m for m in self.cloud.machines.values() if m.order.host_id == host.id]
+        # A machine of a state that was undone by a restoration is not known to the row.
+        machines = [
+            machine
+            for machine in self.cloud.machines.values()
+            if machine.order.host_id == host.id
+            and (machine.id == host.machine_id or machine.launched_at > self.restored_at)
+        ]
+        unseen = max((machine.unseen_seconds for machine in machines), default=0.0)
         bill = sum(machine.bill(self.clock.now) for machine in machines)
         report.reasons[f"{host.status}: {host.stop_reason}"] += 1
         report.spent += bill
-        allowed = host.max_usd + host.usd_per_hour * self.settings.host_sweep_seconds / 3600
+        allowed = host.max_usd + host.usd_per_hour * (self.settings.host_sweep_seconds + unseen) / 3600
         if bill > allowed:
             report.overspent[host.id] = bill - allowed
         own = sum(machine.bill(self.clock.now) for machine in machines if machine.id == host.machine_id)
         if own > host.spend_usd + 1e-6:
             report.underreported.append(host.id)
-        longest = timedelta(seconds=self.settings.host_boot_seconds + 300)
+        longest = timedelta(seconds=self.settings.host_boot_seconds + 300 + unseen)
         slow = any((m.ended_at or self.clock.now) - m.launched_at > longest for m in machines)
         if host.ready_at is None and slow:
             report.unready.append(host.id)

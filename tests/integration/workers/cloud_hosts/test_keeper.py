@@ -40,6 +40,7 @@ from workers.cloud_hosts.context import LEASE_SECONDS, SETTLE_SECONDS, KeeperCon
 from workers.cloud_hosts.keeper import CloudSweepFailed, HostKeeper
 from workers.clouds.accounts import LambdaAccount
 from workers.clouds.lambda_cloud import LambdaCloud
+from workers.clouds.protocol import Cloud
 
 __all__ = ["lambda_account", "lambda_stand_in", "open_lambda"]
 
@@ -72,7 +73,7 @@ class Control:
         )
         self.keeper = HostKeeper(self.context, "worker_1")
 
-    def use(self, cloud: LambdaCloud) -> None:
+    def use(self, cloud: Cloud) -> None:
         """Restart the keeper with other keys."""
         self.context = replace(self.context, cloud=cloud, accepted={})
         self.keeper = HostKeeper(self.context, "worker_1")

@@ -1,6 +1,7 @@
 """Goal: a password needs to be in no environment. Method: settings read from files, and from broken ones."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,42 @@ def test_secrets_of_other_services_are_read_from_files(folder: Path, monkeypatch
     load_settings()
     get_settings.cache_clear()
     assert os.environ["HF_TOKEN"] == "hf_of_a_file"
+
+
+@pytest.mark.parametrize("text", ["first\nsecond\n", "first\r\nsecond", "first\x0bsecond", "# key\nsecret"])
+@pytest.mark.parametrize("name", ["TUNESMITH_OPENAI_API_KEY", "LAMBDA_API_KEY"])
+def test_a_secret_of_several_lines_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    name_file(monkeypatch, folder, name, text)
+    with pytest.raises((SecretFileUnusable, SystemExit), match=f"{name}_FILE is .* which has 2 lines"):
+        load_settings()
+
+
+def test_endpoints_in_a_file_may_have_several_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoints = '{"judge": {\n"url": "https://judge.example/v1"}}\n'
+    name_file(monkeypatch, folder, "TUNESMITH_EVALUATION_ENDPOINTS", endpoints)
+    assert list(Settings().evaluation_endpoints) == ["judge"]
+
+
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode", "is_reported"),
+    [(0o644, 0o755, True), (0o600, 0o755, False), (0o640, 0o755, False), (0o644, 0o700, False)],
+)
+def test_a_secret_that_other_users_can_read_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    file_mode: int,
+    folder_mode: int,
+    is_reported: bool,
+) -> None:
+    # The temporary folders of tests are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        name_file(monkeypatch, folder, "TUNESMITH_OPENAI_API_KEY", "a secret of one line")
+        (folder / "TUNESMITH_OPENAI_API_KEY").chmod(file_mode)
+        folder.chmod(folder_mode)
+        Settings()
+        Settings()
+    assert caplog.text.count("which every user of this machine can read") == int(is_reported)
+    assert "a secret of one line" not in caplog.text
