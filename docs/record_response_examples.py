@@ -21,9 +21,10 @@ from app.hosts.offers import capability_of
 from app.http.response_examples import ERRORS, PATH
 from app.settings import Settings
 from app.storage.database import transaction
-from app.tables import CloudState, Worker
+from app.tables import CloudState, Host, Worker
 from tests.openai_stand_in import KEY, MODEL, OpenaiStandIn
 from trainers.configs.clouds.offers import CloudName, Offer, PriceSource
+from trainers.runtime.error_codes import ErrorCode
 
 JOB = {
     "name": "arithmetic",
@@ -339,6 +340,14 @@ class _Recorder:
         self.recorded |= {"get_offers": self._get("/hosts/offers"), "list_hosts": self._get("/hosts")}
         self.recorded["get_host"] = self._get(path)
         self.recorded["delete_host"] = check_response(self._client.delete(f"/api/v1{path}"))
+        with transaction() as session:
+            host = session.get_one(Host, created["id"])
+            # As of a host that the keys of another account have launched, after a restoration.
+            host.problem = {"code": ErrorCode.host_out_of_reach, "message": "out of reach", "hint": None}
+            session.get_one(CloudState, offer.cloud).held_at = datetime.now(UTC)
+        body = {"settlement": "machine_ended"}
+        self.recorded["settle_host"] = self._post(f"{path}/settle", body)
+        self.recorded["take_over_machines"] = self._post("/hosts/take-over", {"cloud": offer.cloud})
 
     def _record_errors_and_keys(self) -> None:
         client = self._client

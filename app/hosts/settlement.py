@@ -9,7 +9,6 @@ from app.hosts.service import get_host, read_now
 from app.hosts.spend import compute_spend
 from app.http.errors import Conflict
 from app.tables import CloudState, Host, HostStatus, StopReason
-from app.tables.base import new_id
 from trainers.configs.clouds.offers import CloudName
 from trainers.runtime.error_codes import ErrorCode
 
@@ -68,8 +67,7 @@ def take_over(session: Session, cloud: CloudName) -> None:
             f"No machine of {cloud} waits for this decision.",
             hint="GET /api/v1/hosts/offers has `held_at` and `unclaimed` of each cloud.",
         )
-    # Hosts that are requested from now on have later ids.
-    state.held_at, state.last_owned_id = None, new_id("host")
+    state.held_at, state.gaps = None, []
 
 
 def is_out_of_reach(host: Host) -> bool:

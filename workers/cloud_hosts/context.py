@@ -86,6 +86,8 @@ class Sweep:
     """The mark of the account of the keys; None if the cloud has not stated it."""
     own_accounts: frozenset[str] = frozenset()
     """The marks of hosts that are of this account."""
+    gaps: list[list[str]] = field(default_factory=list)
+    """Ids of hosts, from and to, that were requested in times without a sweep."""
     crowded_hosts: frozenset[str] = frozenset()
     """Hosts with a machine that is not theirs and has not ended: none is launched for them before."""
 

@@ -28,7 +28,7 @@ from workers.cloud_hosts.context import (
     load_hosts,
     report,
 )
-from workers.cloud_hosts.orphans import StrayMachines, find_crowded
+from workers.cloud_hosts.orphans import StrayMachines, find_crowded, find_gaps
 from workers.cloud_hosts.stop_rules import HostFailed, Stop, find_stop
 from workers.clouds.protocol import CloudError, CloudErrorKind, Machine, MachineState
 
@@ -88,12 +88,13 @@ class HostKeeper:
         machines: list[Machine] = []
         with report(faults, "the machines cannot be listed"):
             machines = self._context.cloud.list_tagged(self._context.installation)
-        sweep = Sweep(self._context, lease, now, is_listed=not faults)
+        state = _read_state(lease)
+        gaps = find_gaps(state, now)
+        sweep = Sweep(self._context, lease, now, is_listed=not faults, gaps=gaps)
         if sweep.is_listed:
             for machine_id in self._context.accepted.keys() - {machine.id for machine in machines}:
                 del self._context.accepted[machine_id]
-        held_at = _read_held_at(lease)
-        if held_at is None:
+        if state.held_at is None:
             with report(faults, "the hosts of jobs"), transaction() as session:
                 job_hosts.create_waiting(session, sweep)
         with read_session() as session:
@@ -101,13 +102,13 @@ class HostKeeper:
             facts = load_facts(session, sweep, [host for host in hosts if not host.status.finished])
         sweep = reach.find_accounts(sweep, hosts, {machine.id for machine in machines}, faults)
         n_orphans = 0
-        if held_at is None:
+        if state.held_at is None:
             n_orphans = self._keep(sweep, machines, hosts, facts, faults)
         else:
-            faults.insert(0, HELD.format(cloud=lease.cloud, time=held_at.isoformat(timespec="seconds")))
+            faults.insert(0, HELD.format(cloud=lease.cloud, time=state.held_at.isoformat(timespec="seconds")))
         unclaimed = self._strays.list_unclaimed(sweep, machines, hosts, faults)
         offers.refresh(sweep, faults)
-        self._record(sweep, n_orphans, unclaimed, faults)
+        self._record(sweep, state, n_orphans, unclaimed, faults)
         return faults
 
     def _keep(
@@ -210,15 +211,24 @@ class HostKeeper:
             launch.launch(sweep, host)
 
     def _record(
-        self, sweep: Sweep, n_orphans: int, unclaimed: list[dict[str, Any]], faults: Sequence[str]
+        self,
+        sweep: Sweep,
+        state: CloudState,
+        n_orphans: int,
+        unclaimed: list[dict[str, Any]],
+        faults: Sequence[str],
     ) -> None:
         clock = sweep.context.clock
-        values = {
+        values: dict[str, Any] = {
             "lease_expires_at": clock(LEASE_SECONDS),
             "error": "; ".join(faults[:MAX_SHOWN_FAULTS]) or None,
             "orphan_count": col(CloudState.orphan_count) + n_orphans,
             "unclaimed": unclaimed,
         }
+        if sweep.is_listed:
+            values["listed_at"] = sweep.now
+            if sweep.gaps != state.gaps:
+                values["gaps"] = sweep.gaps
         if sweep.account is not None:
             values["account"] = sweep.account
         if not faults:
@@ -227,9 +237,9 @@ class HostKeeper:
             lifecycle.update_cloud(session, sweep.lease, values)
 
 
-def _read_held_at(lease: KeeperLease) -> datetime | None:
+def _read_state(lease: KeeperLease) -> CloudState:
     with read_session() as session:
-        return session.get_one(CloudState, lease.cloud).held_at
+        return session.get_one(CloudState, lease.cloud)
 
 
 def _keep_lease(sweep: Sweep) -> None:

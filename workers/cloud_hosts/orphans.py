@@ -1,26 +1,29 @@
 """Machines without a row that wants them: orphans, which are ended, and those that only a person may end.
 
-A row is committed before its machine is launched. A machine of this installation whose host is newer than all
-rows therefore shows that the database is older than the machine: it was restored or lost, or another copy of
-the installation runs. Such a machine may be in use. So may those of other installations in the account.
+A row is committed before its machine is launched. Machines of this installation without a row are orphans, if
+the database has seen the time in which their hosts were requested. It has not if there was no sweep then, as
+after the restoration of an older state: such a machine may be in use by a copy of the installation. So may
+the machines of other installations in the account.
 """
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlmodel import col
-
-from app.storage.database import read_session
 from app.tables import CloudState, Host
+from app.tables.base import new_id
 from workers.cloud_hosts import terminate
 from workers.cloud_hosts.context import Sweep, report
 from workers.clouds.protocol import Machine, MachineState
 
 FOREIGN_SECONDS = 300.0
 MAX_UNCLAIMED = 100
+# A sweep is due several times a minute. A worker that restarts takes less, and a backup is older.
+GAP_SECONDS = 300.0
+MAX_GAPS = 50
+# The clocks of the API, which makes ids, and of the database may differ by this.
+CLOCK_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,10 @@ class StrayMachines:
     ) -> int:
         """Terminate the machines that no row wants; return how many of them are new."""
         rows = {host.id: host for host in hosts}
-        last_owned = _find_last_owned(sweep)
         count = 0
         for machine in machines:
             host = rows.get(machine.host_id or "")
-            if machine.state.is_gone or not is_surplus(machine, host) or is_newer(machine, host, last_owned):
+            if machine.state.is_gone or not is_surplus(machine, host) or is_unseen(sweep, machine, host):
                 continue
             if machine.state is not MachineState.terminating and machine.id not in self._counted:
                 self._counted.add(machine.id)
@@ -58,8 +60,7 @@ class StrayMachines:
     ) -> list[dict[str, Any]]:
         """Return the machines that are neither used nor terminated here, and log each once."""
         rows = {host.id: host for host in hosts}
-        last_owned = _find_last_owned(sweep)
-        newer = [m for m in machines if is_newer(m, rows.get(m.host_id or ""), last_owned)]
+        newer = [m for m in machines if is_unseen(sweep, m, rows.get(m.host_id or ""))]
         if self._foreign_at is None or sweep.has_passed(self._foreign_at, FOREIGN_SECONDS):
             with report(faults, "the machines of other installations are unknown"):
                 self._foreign = sweep.context.cloud.list_foreign(sweep.context.installation)
@@ -93,9 +94,23 @@ def is_surplus(machine: Machine, host: Host | None) -> bool:
     return machine.epoch != host.epoch
 
 
-def is_newer(machine: Machine, host: Host | None, last_owned: str) -> bool:
-    """Return whether the host of a machine is newer than the database: ids sort by their time."""
-    return host is None and machine.host_id is not None and machine.host_id > last_owned
+def is_unseen(sweep: Sweep, machine: Machine, host: Host | None) -> bool:
+    """Return whether a machine without a row is of a host that was requested in a time without a sweep."""
+    if host is not None or machine.host_id is None:
+        return False
+    return any(first <= machine.host_id <= last for first, last in sweep.gaps)
+
+
+def find_gaps(state: CloudState, now: datetime) -> list[list[str]]:
+    """Return the times without a sweep, also one that ends now, as ids of hosts, which sort by their time."""
+    margin = timedelta(seconds=CLOCK_SECONDS)
+    if state.listed_at is not None and now - state.listed_at <= timedelta(seconds=GAP_SECONDS):
+        return state.gaps
+    first = "" if state.listed_at is None else new_id("host", created_at=state.listed_at - margin)
+    gaps = [*state.gaps, [first, new_id("host", created_at=now + margin)]]
+    if len(gaps) > MAX_GAPS:
+        gaps[:2] = [[gaps[0][0], gaps[1][1]]]
+    return gaps
 
 
 def find_crowded(machines: Sequence[Machine], hosts: Sequence[Host]) -> frozenset[str]:
@@ -107,14 +122,6 @@ def find_crowded(machines: Sequence[Machine], hosts: Sequence[Host]) -> frozense
     )
 
 
-def _find_last_owned(sweep: Sweep) -> str:
-    """Return the id up to which hosts without a row were deleted here, and are not those of a newer state."""
-    with read_session() as session:
-        newest = session.scalar(select(func.max(col(Host.id))))
-        state = session.get_one(CloudState, sweep.lease.cloud)
-    return max(newest or "", state.last_owned_id)
-
-
 def _explain(machine: Machine, *, is_foreign: bool) -> str:
     what = f"The machine {machine.id} ({machine.name}) is "
     if is_foreign:
@@ -124,7 +131,7 @@ def _explain(machine: Machine, *, is_foreign: bool) -> str:
             "the cloud; if it has not, name it in TUNESMITH_OTHER_INSTALLATIONS."
         )
     return what + (
-        f"of the host {machine.host_id}, which is newer than the database of this installation, and may be "
-        "billed. It is not terminated, since another copy of the installation may use it. If there is none, "
-        "take it over with POST /api/v1/hosts/take-over."
+        f"of the host {machine.host_id}, which the database of this installation does not contain, and may "
+        "be billed. It is not terminated, since another copy of the installation may use it. If there is "
+        "none, take it over with POST /api/v1/hosts/take-over."
     )

@@ -32,9 +32,12 @@ class CloudState(SQLModel, table=True):
         description="When the database was restored: nothing is launched or terminated until a person has "
         "confirmed that the original installation has ended."
     )
-    last_owned_id: str = Field(
-        default="",
-        description="Machines of hosts without a row are orphans up to this id, or that of the newest row.",
+    listed_at: datetime | None = time_field(description="When its machines were last listed.")
+    gaps: list[list[str]] = Field(
+        default_factory=list,
+        sa_type=Json,
+        description="Ids, from and to, of hosts that were requested in times without a sweep. Machines "
+        "without a row in them may be of a newer state of the database, which was undone by a restoration.",
     )
     unclaimed: list[dict[str, Any]] = Field(
         default_factory=list,

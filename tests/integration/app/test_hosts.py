@@ -1,5 +1,6 @@
 """Hosts are requested, shown and terminated as rows; nothing here calls a cloud."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -242,3 +243,94 @@ def test_the_metrics_contain_hosts_and_spend(admin: TestClient, cloud: CloudStat
     assert 'tunesmith_host_spend_usd{cloud="lambda"} 3.25' in lines
     assert 'tunesmith_host_usd_per_hour{cloud="lambda"} 0.75' in lines
     assert 'tunesmith_cloud_attended{cloud="lambda"} 1.0' in lines
+
+
+def add_host(status: HostStatus, **values: Any) -> str:
+    """Insert a host with a machine."""
+    with transaction() as session:
+        defaults: dict[str, Any] = {
+            "cloud": CloudName.lambda_cloud, "type": "gpu_1x_a10", "region": "us-west-1", "machine_id": "m1",
+            "usd_per_hour": 0.75, "max_usd": 5.0, "idle_seconds": 900.0, "launched_at": read_now(session),
+        }  # fmt: skip
+        host = Host(**(defaults | values), status=status)
+        session.add(host)
+        session.flush()
+    return host.id
+
+
+UNREACHED = {"code": "host_out_of_reach", "message": "its machine is elsewhere", "hint": "Settle it."}
+
+
+@on_sqlite
+def test_an_overdue_termination_is_reported_as_soon_as_it_is_one(
+    admin: TestClient, cloud: CloudState, settings: Settings
+) -> None:
+    with read_session() as session:
+        late = read_now(session) - timedelta(seconds=settings.host_overdue_seconds)
+    problem = {"code": "host_unavailable", "message": "The termination is overdue", "hint": None}
+    failed = {"code": "host_unavailable", "message": "no GPU", "hint": None}
+    values = {"stop_at": late, "overdue_at": late, "problem": problem, "error": failed}
+    host_id = add_host(HostStatus.terminating, **values)
+    assert admin.get("/readyz").json()["hosts"] == f"overdue termination, billed: {host_id}"
+    host = admin.get(f"{URL}/{host_id}").json()
+    assert (host["error"]["message"], host["overdue_at"] is None) == ("The termination is overdue", False)
+    write(host_id, status=HostStatus.failed, problem=None)
+    assert admin.get(f"{URL}/{host_id}").json()["error"]["message"] == "no GPU"
+
+
+@on_sqlite
+def test_what_needs_a_person_is_in_readyz_and_the_metrics(admin: TestClient, cloud: CloudState) -> None:
+    assert admin.get("/readyz").json()["hosts"] == "ok"
+    host_id = add_host(HostStatus.ready, problem=UNREACHED)
+    machine = {
+        "machine_id": "m9", "name": "tunesmith-lost-host_1-1", "installation_id": "lost", "host_id": "host_1",
+        "state": "running", "foreign": True,
+    }  # fmt: skip
+    with transaction() as session:
+        state = session.get_one(CloudState, CloudName.lambda_cloud)
+        state.unclaimed, state.held_at, state.lease_expires_at = [machine], read_now(session), None
+    time.sleep(1.1)  # /readyz keeps what it has found for a second.
+    assert admin.get("/readyz").json()["hosts"] == (
+        f"out of reach of the keys of the cloud, may be billed: {host_id}; held after a restoration until "
+        "they are taken over: the hosts at lambda; no live worker holds the keys of lambda: "
+        f"{host_id}; machines at lambda that this installation does not end: m9"
+    )
+    shown = admin.get(f"{URL}/offers").json()["clouds"][0]
+    assert (shown["unclaimed"], shown["held_at"] is None) == ([machine], False)
+    text = admin.get("/metrics").text
+    for line in ("hosts_out_of_reach", "cloud_unclaimed", "cloud_held"):
+        assert f'tunesmith_{line}{{cloud="lambda"}} 1.0' in text
+
+
+@on_sqlite
+def test_a_host_out_of_reach_is_settled_by_a_person(admin: TestClient, cloud: CloudState) -> None:
+    host_id = add_host(HostStatus.ready, problem=UNREACHED, account="old")
+    other_id = add_host(HostStatus.ready, problem=UNREACHED, account="old")
+    early = admin.post(f"{URL}/{host_id}/settle", json={"settlement": "same_account"})
+    with transaction() as session:
+        session.get_one(CloudState, CloudName.lambda_cloud).account = "new"
+    same = admin.post(f"{URL}/{host_id}/settle", json={"settlement": "same_account"}).json()
+    again = admin.post(f"{URL}/{host_id}/settle", json={"settlement": "machine_ended"})
+    write(host_id, problem=UNREACHED)
+    ended = admin.post(f"{URL}/{host_id}/settle", json={"settlement": "machine_ended"}).json()
+    assert (early.status_code, again.json()["error"]["code"]) == (409, "host_in_reach")
+    assert (same["account"], same["error"]) == ("new", None)
+    assert admin.get(f"{URL}/{other_id}").json()["account"] == "new"
+    assert (ended["status"], ended["stop_reason"], ended["spend_usd"] > 0) == (
+        "terminated",
+        "requested",
+        True,
+    )
+
+
+@on_sqlite
+def test_machines_are_taken_over_after_a_restoration(admin: TestClient, cloud: CloudState) -> None:
+    body = {"cloud": "lambda"}
+    assert admin.post(f"{URL}/take-over", json=body).json()["error"]["code"] == "cloud_not_held"
+    with transaction() as session:
+        state = session.get_one(CloudState, CloudName.lambda_cloud)
+        state.held_at, state.gaps = read_now(session), [["", "host_z"]]
+    shown = admin.post(f"{URL}/take-over", json=body)
+    assert (shown.status_code, shown.json()["clouds"][0]["held_at"]) == (200, None)
+    with read_session() as session:
+        assert session.get_one(CloudState, CloudName.lambda_cloud).gaps == []

@@ -20,7 +20,7 @@ from app.storage.database import get_engine
 from app.tables import Worker
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-DEPENDENCIES = ("database", "store", "broker", "workers", "background")
+DEPENDENCIES = ("database", "store", "broker", "workers", "hosts", "background")
 
 
 def read_states(client: TestClient) -> tuple[int, dict[str, str]]:

@@ -22,15 +22,16 @@ def dump_database() -> Rows:
         ]
 
 
-def restore_database(rows: Rows, clock: SimulatedClock) -> None:
-    """Replace all rows; the hosts of clouds are held, and no worker of the old state is alive."""
+def restore_database(rows: Rows, clock: SimulatedClock, *, is_held: bool) -> None:
+    """Replace all rows; no worker of the old state is alive. The hosts of clouds may be held."""
     with transaction() as session:
         for table, _ in reversed(rows):
             session.execute(delete(table))
         for table, content in rows:
             if content:
                 session.execute(insert(table), content)
-        session.execute(update(CloudState).values(held_at=clock.now, worker_id=None, lease_expires_at=None))
+        held_at = clock.now if is_held else None
+        session.execute(update(CloudState).values(held_at=held_at, worker_id=None, lease_expires_at=None))
         of_hosts = update(Worker).where(col(Worker.host_id).is_not(None))
         session.execute(of_hosts.values(stopped_at=clock.now))
         for run in session.scalars(select(Run).where(col(Run.worker_id).is_not(None))):

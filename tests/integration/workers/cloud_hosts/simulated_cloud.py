@@ -49,9 +49,9 @@ class FaultRates:
     rate_limited: float = 0.05
     no_capacity: float = 0.2
     refused: float = 0.01
-    other_account: float = 0.004
+    other_account: float = 0.01
     """Share of the steps before which the keys of the cloud are replaced by those of the other account."""
-    restoration: float = 0.001
+    restoration: float = 0.003
     """Share of the steps before which an older state of the database is restored."""
 
 
@@ -96,6 +96,12 @@ class SimulatedCloud:
     """The account of the keys, which show no machine of another one."""
     is_out: bool = False
     """Whether no call arrives."""
+    undecided: set[str] = field(default_factory=set)
+    """Machines that a person must decide about."""
+    is_held: bool = False
+    """Whether nothing may be launched or terminated."""
+    unasked_acts: list[str] = field(default_factory=list)
+    """What was launched or terminated although a person had not decided."""
     _stated: str | None = None
     _ids: "itertools.count[int]" = field(default_factory=itertools.count)
 
@@ -132,6 +138,8 @@ class SimulatedCloud:
         ]
 
     def launch(self, order: LaunchOrder) -> str:
+        if self.is_held:
+            self.unasked_acts.append(f"launch for {order.host_id}")
         self._arrive(may_be_late=order)
         if self._happens(self.rates.no_capacity):
             raise CloudError(CloudErrorKind.no_capacity, "no capacity")
@@ -163,6 +171,8 @@ class SimulatedCloud:
         return self._view(machine) if machine is not None and self._is_known(machine) else None
 
     def terminate(self, machine_id: str) -> None:
+        if self.is_held or machine_id in self.undecided:
+            self.unasked_acts.append(f"terminate {machine_id}")
         self._arrive()
         machine = self.machines.get(machine_id)
         if machine is not None and machine.account == self.account:

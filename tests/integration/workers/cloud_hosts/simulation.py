@@ -5,7 +5,6 @@ its machines, and their workers, which are rows. A process is killed by an excep
 the cloud; the next one starts with the rows alone. The simulation judges by what the cloud would bill.
 """
 
-import itertools
 import random
 import time
 from collections import Counter, defaultdict
@@ -33,7 +32,6 @@ from app.tables import (
     FINISHED,
     WANTED,
     ApiKey,
-    CloudState,
     Host,
     HostStatus,
     Job,
@@ -59,6 +57,7 @@ from tests.integration.workers.cloud_hosts.simulated_cloud import (
 from trainers.configs import Queue, StageKind
 from workers.cloud_hosts.context import KeeperContext
 from workers.cloud_hosts.keeper import CloudSweepFailed, HostKeeper
+from workers.cloud_hosts.orphans import GAP_SECONDS
 
 INSTALLATION = "installation_1"
 STEP_SECONDS = 15.0
@@ -67,6 +66,7 @@ MAX_WORK_SECONDS = 3000.0
 # As a share of the steps.
 LOST_ROWS = 0.005
 REQUESTED_ENDS = 0.0005
+MIN_BACKUP_AGE = timedelta(seconds=GAP_SECONDS + 60)
 DECISION_TIME = timedelta(seconds=300)
 # A person reads of machines that wait for a decision within minutes.
 TAKE_OVERS = 0.05
@@ -102,6 +102,7 @@ class Report:
     crashes: int = 0
     spent: float = 0.0
     waiting_jobs: list[str] = field(default_factory=list)
+    unasked_acts: list[str] = field(default_factory=list)
     key_changes: int = 0
     restorations: int = 0
 
@@ -113,6 +114,7 @@ class Report:
         assert self.unfinished == [], f"rows without an end: {self.unfinished}"
         assert self.underreported == [], f"cost more than stated: {self.underreported}"
         assert self.unready == [], f"never ready, but billed: {self.unready}"
+        assert self.unasked_acts == [], f"done before a person had decided: {self.unasked_acts}"
         assert self.waiting_jobs == [], f"jobs without an end: {self.waiting_jobs}"
         assert self.live_keys == 0, f"{self.live_keys} keys of ended hosts are valid"
 
@@ -141,12 +143,12 @@ class Simulation:
         self.keepers: list[HostKeeper | None] = [None, None]
         self.restart_at = [START, START]
         self.backup: Rows | None = None
-        self.restored_at = self.last_step = START
+        self.backed_up_at = self.restored_at = self.last_step = START
         self.key_changes = self.restorations = 0
 
     def run(self, n_hosts: int, max_steps: int = MAX_STEPS) -> Report:
         """Live through `n_hosts` lives; return what became of them."""
-        with _crashing_commits(self.cloud), _counted_ids():
+        with _crashing_commits(self.cloud), _counted_ids(self.clock):
             self._prepare()
             asked = 0
             for _ in range(max_steps):
@@ -282,18 +284,18 @@ class Simulation:
         before = self.clock.now
         self.clock.advance(STEP_SECONDS)
         self.cloud.pass_time()
-        with read_session() as session:
-            is_held = session.exec(select(CloudState)).one().held_at is not None
         seconds = (self.clock.now - min(before, self.last_step)).total_seconds()
         self.last_step = self.clock.now
         for machine in self.cloud.machines.values():
-            if machine.ended_at is None and (is_held or machine.account != self.cloud.account):
+            is_undecided = self.cloud.is_held or machine.id in self.cloud.undecided
+            if machine.ended_at is None and (is_undecided or machine.account != self.cloud.account):
                 machine.unseen_seconds += seconds
 
     def _change_keys(self) -> None:
         """Restart the keepers with the keys of the other account, or back."""
-        if self.random.random() < self.cloud.rates.other_account:
-            self.cloud.change_keys("account-b" if self.cloud.account == "account-a" else "account-a")
+        is_usual = self.cloud.account == "account-a"
+        if self.random.random() < self.cloud.rates.other_account * (1 if is_usual else 10):
+            self.cloud.change_keys("account-b" if is_usual else "account-a")
             self.keepers = [None, None]
             self.key_changes += 1
 
@@ -302,10 +304,17 @@ class Simulation:
         rate = self.cloud.rates.restoration
         with self._calm():
             if self.random.random() < 5 * rate:
-                self.backup = dump_database()
-            if self.backup is None or self.random.random() > rate:
+                self.backup, self.backed_up_at = dump_database(), self.clock.now
+            is_old = self.clock.now - self.backed_up_at > MIN_BACKUP_AGE
+            if self.backup is None or not is_old or self.random.random() > rate:
                 return
-            restore_database(self.backup, self.clock)
+            # Half of them with another tool, which does not hold the hosts.
+            self.cloud.is_held = self.random.random() < 0.5
+            before = self._list_hosts()
+            restore_database(self.backup, self.clock, is_held=self.cloud.is_held)
+            lost = before - self._list_hosts()
+        machines = self.cloud.machines.values()
+        self.cloud.undecided |= {machine.id for machine in machines if machine.order.host_id in lost}
         self.restorations += 1
         self.restored_at, self.backup = self.clock.now, None
         self.keepers = [None, None]
@@ -318,6 +327,11 @@ class Simulation:
             return
         with self._calm(), transaction() as session, suppress(CloudNotHeld):
             take_over(session, self.cloud.name)
+            self.cloud.is_held, self.cloud.undecided = False, set()
+
+    def _list_hosts(self) -> set[str]:
+        with read_session() as session:
+            return set(session.exec(select(col(Host.id))))
 
     # The keepers
 
@@ -452,6 +466,7 @@ class Simulation:
             live_keys=len(keys) - 1,
             faults=self.cloud.fault_count,
             crashes=self.crashes,
+            unasked_acts=self.cloud.unasked_acts,
             key_changes=self.key_changes,
             restorations=self.restorations,
             waiting_jobs=[run.job_id for run in runs if run.status not in FINISHED],
@@ -469,6 +484,8 @@ class Simulation:
             and (machine.id == host.machine_id or machine.launched_at > self.restored_at)
         ]
         unseen = max((machine.unseen_seconds for machine in machines), default=0.0)
+        # The keeper that can end it again starts with its next sweep.
+        unseen += STEP_SECONDS if unseen else 0.0
         bill = sum(machine.bill(self.clock.now) for machine in machines)
         report.reasons[f"{host.status}: {host.stop_reason}"] += 1
         report.spent += bill
@@ -494,12 +511,17 @@ class Simulation:
 
 
 @contextmanager
-def _counted_ids() -> Iterator[None]:
+def _counted_ids(clock: SimulatedClock) -> Iterator[None]:
     """Make ids sort in the order of their creation, so that a seed always has the same outcome."""
-    milliseconds = itertools.count(1_700_000_000_000)
-    clock = SimpleNamespace(time_ns=lambda: next(milliseconds) * 1_000_000, time=time.time)
+    last = 0
+
+    def time_ns() -> int:
+        nonlocal last
+        last = max(last + 1, int(clock.now.timestamp() * 1000))
+        return last * 1_000_000
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "time", clock)
+        patch.setattr(base, "time", SimpleNamespace(time_ns=time_ns, time=time.time))
         yield
 
 

@@ -31,7 +31,7 @@ from app.tables import (
     Worker,
 )
 from tests.clouds.faults import Fault
-from tests.clouds.lambda_stand_in import LambdaStandIn
+from tests.clouds.lambda_stand_in import TYPES, LambdaStandIn
 from tests.integration.workers.cloud_hosts.simulated_cloud import SimulatedClock
 from tests.integration.workers.clouds.conftest import lambda_account, lambda_stand_in, open_lambda
 from trainers.configs import Queue, StageKind
@@ -227,7 +227,6 @@ def test_a_machine_of_another_row_or_of_none_is_terminated(
     host_id, _ = make_ready(control, lambda_stand_in)
     with transaction() as session:
         session.delete(session.get_one(Host, host_id))
-    control.add_host(status=HostStatus.terminated)
     control.sweep()
     assert lambda_stand_in.billed() == []
     with read_session() as session:
@@ -318,3 +317,83 @@ def test_a_run_fails_after_five_hosts_that_were_never_ready(control: Control) ->
     assert run.error is not None
     assert (run.status, run.error["code"]) == (RunStatus.failed, "host_unavailable")
     assert "no GPU 4" in run.error["message"]
+
+
+def read_run() -> Run:
+    with read_session() as session:
+        return session.scalars(select(Run)).one()
+
+
+def test_a_job_whose_hosts_failed_is_counted_anew_when_a_person_retries_it(control: Control) -> None:
+    control.sweep()
+    job_id = add_job(control, max_usd=100.0)
+    for _ in range(5):
+        control.add_host(job_id=job_id, status=HostStatus.failed, ended_at=control.clock.now)
+    control.clock.advance(60)
+    with transaction() as session:
+        session.get_one(JobHost, job_id).counted_from = control.clock.now
+    control.sweep()
+    with read_session() as session:
+        hosts = session.scalars(select(Host)).all()
+    assert (read_run().status, len(hosts)) == (RunStatus.queued, 6)
+
+
+def test_a_job_whose_type_is_not_offered_any_more_fails_with_the_reason(
+    control: Control, settings: Settings
+) -> None:
+    control.sweep()
+    job_id = add_job(control, max_usd=100.0)
+    with transaction() as session:
+        session.get_one(JobHost, job_id).region = "us-west-1"
+    control.sweep()
+    control.sweep(settings.host_launch_seconds - 60)
+    assert read_run().status is RunStatus.queued
+    control.sweep(60)
+    run = read_run()
+    assert run.error is not None
+    assert (run.status, run.error["code"]) == (RunStatus.failed, "host_unavailable")
+    assert "lambda has not offered the type gpu_1x_a10 in us-west-1 for 900 s" in run.error["message"]
+    assert "GET /api/v1/hosts/offers" in run.error["hint"]
+
+
+def test_the_offers_are_read_again_while_a_job_waits_for_one(
+    control: Control, lambda_stand_in: LambdaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.sweep()
+    job_id = add_job(control, max_usd=100.0)
+    with transaction() as session:
+        session.get_one(JobHost, job_id).region = "us-west-1"
+    control.sweep()
+    offers = {**TYPES, "gpu_1x_a10": (*TYPES["gpu_1x_a10"][:5], ("us-west-1",))}
+    monkeypatch.setattr("tests.clouds.lambda_stand_in.TYPES", offers)
+    control.sweep(130)
+    control.sweep()
+    control.sweep()
+    assert len(lambda_stand_in.billed()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"), [(Fault.unauthorized, "still valid"), (Fault.quota, "higher quota")]
+)
+def test_a_refused_launch_names_the_cloud_once_and_what_to_do(
+    control: Control, lambda_stand_in: LambdaStandIn, fault: Fault, hint: str
+) -> None:
+    lambda_stand_in.plan.add("POST /instance-operations/launch", fault)
+    host_id = control.add_host()
+    control.sweep()
+    error = control.host(host_id).error
+    assert error is not None
+    assert error["message"].startswith("Lambda: POST /instance-operations/launch: ")
+    assert hint in error["hint"]
+
+
+def test_a_machine_that_was_preempted_is_terminated_too(
+    control: Control, lambda_stand_in: LambdaStandIn
+) -> None:
+    host_id, worker_id = make_ready(control, lambda_stand_in)
+    (machine,) = lambda_stand_in.instances.values()
+    machine["status"] = "preempted"
+    with transaction() as session:
+        session.get_one(Worker, worker_id).stopped_at = control.clock.now
+    control.sweep()
+    assert (machine["status"], control.host(host_id).stop_reason) == ("terminated", StopReason.interrupted)

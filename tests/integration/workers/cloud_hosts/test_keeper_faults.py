@@ -68,7 +68,6 @@ def test_an_orphan_whose_termination_has_no_effect_is_reported_and_counted_once(
     host_id, _ = make_ready(control, lambda_stand_in)
     with transaction() as session:
         session.delete(session.get_one(Host, host_id))
-    control.add_host(status=HostStatus.terminated)
     monkeypatch.setattr(lambda_stand_in, "_terminate", lambda_stand_in._find)
     control.sweep()
     with pytest.raises(CloudSweepFailed, match="belongs to no host and is billed"):

@@ -3,6 +3,8 @@
 The keeper has the client of Lambda, against a stand-in for its API, on a simulated clock.
 """
 
+from datetime import timedelta
+
 import pytest
 from sqlmodel import select
 
@@ -60,15 +62,18 @@ def test_a_machine_newer_than_the_database_is_terminated_once_a_person_takes_it_
 ) -> None:
     host_id, _ = make_ready(control, lambda_stand_in)
     with transaction() as session:
+        # As of a backup that is older than the host.
         session.delete(session.get_one(Host, host_id))
+        session.scalars(select(CloudState)).one().listed_at = control.clock.now - timedelta(days=7)
+    control.add_host()
     control.sweep()
     assert [machine["host_id"] for machine in read_state().unclaimed] == [host_id]
-    assert len(lambda_stand_in.billed()) == 1
+    assert len(lambda_stand_in.billed()) == 2
     with transaction() as session:
         take_over(session, CloudName.lambda_cloud)
     control.sweep()
     control.sweep()
-    assert (lambda_stand_in.billed(), read_state().unclaimed, read_state().orphan_count) == ([], [], 1)
+    assert (len(lambda_stand_in.billed()), read_state().unclaimed, read_state().orphan_count) == (1, [], 1)
     with transaction() as session, pytest.raises(CloudNotHeld):
         take_over(session, CloudName.lambda_cloud)
 

@@ -4,13 +4,13 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0033"
-down_revision = "0032"
+revision = "0034"
+down_revision = "0033"
 
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 COLUMNS = {
     "host": ("account", "problem"),
-    "cloud": ("account", "held_at", "last_owned_id", "unclaimed"),
+    "cloud": ("account", "held_at", "listed_at", "gaps", "unclaimed"),
     "job_host": ("unoffered_at", "counted_from"),
 }
 
@@ -20,7 +20,9 @@ def upgrade() -> None:
     op.add_column("host", sa.Column("problem", Json, nullable=True))
     op.add_column("cloud", sa.Column("account", sa.String(), nullable=True))
     op.add_column("cloud", sa.Column("held_at", sa.DateTime(timezone=True), nullable=True))
-    op.add_column("cloud", sa.Column("last_owned_id", sa.String(), nullable=False, server_default=""))
+    op.add_column("cloud", sa.Column("listed_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("cloud", sa.Column("gaps", Json, nullable=False, server_default="[]"))
+    op.execute("UPDATE cloud SET listed_at = swept_at")
     op.add_column("cloud", sa.Column("unclaimed", Json, nullable=False, server_default="[]"))
     op.add_column("job_host", sa.Column("unoffered_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("job_host", sa.Column("counted_from", sa.DateTime(timezone=True), nullable=True))
