@@ -103,6 +103,8 @@ class Report:
     spent: float = 0.0
     waiting_jobs: list[str] = field(default_factory=list)
     unasked_acts: list[str] = field(default_factory=list)
+    lost_machines: list[str] = field(default_factory=list)
+    """Machines that were billed when their host was called ended."""
     key_changes: int = 0
     restorations: int = 0
 
@@ -115,6 +117,7 @@ class Report:
         assert self.underreported == [], f"cost more than stated: {self.underreported}"
         assert self.unready == [], f"never ready, but billed: {self.unready}"
         assert self.unasked_acts == [], f"done before a person had decided: {self.unasked_acts}"
+        assert self.lost_machines == [], f"billed after the end of their host: {self.lost_machines}"
         assert self.waiting_jobs == [], f"jobs without an end: {self.waiting_jobs}"
         assert self.live_keys == 0, f"{self.live_keys} keys of ended hosts are valid"
 
@@ -125,6 +128,8 @@ class Simulation:
     def __init__(self, settings: Settings, seed: int, rates: FaultRates) -> None:
         self.settings = settings
         self.random = random.Random(seed)
+        self.operator = random.Random(-seed)
+        """Decides when people change keys, restore backups and take machines over."""
         self.clock = SimulatedClock()
         self.cloud = SimulatedCloud(self.clock, self.random, rates)
         self.context = KeeperContext(
@@ -294,7 +299,7 @@ class Simulation:
     def _change_keys(self) -> None:
         """Restart the keepers with the keys of the other account, or back."""
         is_usual = self.cloud.account == "account-a"
-        if self.random.random() < self.cloud.rates.other_account * (1 if is_usual else 10):
+        if self.operator.random() < self.cloud.rates.other_account * (1 if is_usual else 10):
             self.cloud.change_keys("account-b" if is_usual else "account-a")
             self.keepers = [None, None]
             self.key_changes += 1
@@ -303,13 +308,13 @@ class Simulation:
         """Back up now and then, and restore the last backup more rarely."""
         rate = self.cloud.rates.restoration
         with self._calm():
-            if self.random.random() < 5 * rate:
+            if self.operator.random() < 5 * rate:
                 self.backup, self.backed_up_at = dump_database(), self.clock.now
             is_old = self.clock.now - self.backed_up_at > MIN_BACKUP_AGE
-            if self.backup is None or not is_old or self.random.random() > rate:
+            if self.backup is None or not is_old or self.operator.random() > rate:
                 return
             # Half of them with another tool, which does not hold the hosts.
-            self.cloud.is_held = self.random.random() < 0.5
+            self.cloud.is_held = self.operator.random() < 0.5
             before = self._list_hosts()
             restore_database(self.backup, self.clock, is_held=self.cloud.is_held)
             lost = before - self._list_hosts()
@@ -323,7 +328,7 @@ class Simulation:
 
     def _take_over(self) -> None:
         """Confirm that no other copy of the installation runs, if the service asks for it."""
-        if self.random.random() > TAKE_OVERS or self.clock.now - self.restored_at < DECISION_TIME:
+        if self.operator.random() > TAKE_OVERS or self.clock.now - self.restored_at < DECISION_TIME:
             return
         with self._calm(), transaction() as session, suppress(CloudNotHeld):
             take_over(session, self.cloud.name)
@@ -492,6 +497,13 @@ class Simulation:
         allowed = host.max_usd + host.usd_per_hour * (self.settings.host_sweep_seconds + unseen) / 3600
         if bill > allowed:
             report.overspent[host.id] = bill - allowed
+        report.lost_machines += [
+            machine.id
+            for machine in machines
+            if machine.id == host.machine_id
+            and host.ended_at is not None
+            and (machine.ended_at or self.clock.now) > host.ended_at + timedelta(seconds=STEP_SECONDS)
+        ]
         own = sum(machine.bill(self.clock.now) for machine in machines if machine.id == host.machine_id)
         if own > host.spend_usd + 1e-6:
             report.underreported.append(host.id)

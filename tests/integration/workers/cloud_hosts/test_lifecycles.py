@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 
 from app.hosts import lifecycle
+from app.hosts.lifecycle import KeeperLease
 from app.settings import Settings
-from app.tables import Host
+from app.tables import CloudState, Host
 from tests.integration.workers.cloud_hosts.simulated_cloud import FaultRates
 from tests.integration.workers.cloud_hosts.simulation import MAX_STEPS, Report, Simulation
-from workers.cloud_hosts import keeper, launch, stop_rules, terminate
+from workers.cloud_hosts import keeper, launch, orphans, reach, stop_rules, terminate
 from workers.cloud_hosts.context import Sweep
 from workers.clouds.protocol import CloudError, LaunchOrder
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 Plant = Callable[[pytest.MonkeyPatch], None]
 # For mutants: their faults must be frequent to be found within few lives.
-FREQUENT = FaultRates(crash=0.01, lost_request=0.15, lost_response=0.15)
+FREQUENT = FaultRates(crash=0.01, lost_request=0.15, lost_response=0.15, other_account=0.0, restoration=0.0)
+# For those that concern accounts and restorations.
+UNSETTLED = FaultRates(crash=0.0, lost_request=0.0, lost_response=0.0, other_account=0.03, restoration=0.02)
 
 
 def live(
@@ -98,7 +101,7 @@ def with_terminations_given_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_search_for_orphans(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(keeper, "is_surplus", lambda machine, host: False)
+    patch.setattr(orphans, "is_surplus", lambda machine, host: False)
 
 
 def without_the_adoption_of_machines(patch: pytest.MonkeyPatch) -> None:
@@ -125,11 +128,31 @@ def with_an_end_before_the_cloud_confirms_it(patch: pytest.MonkeyPatch) -> None:
             terminate._end(sweep, host)
 
     patch.setattr(terminate, "terminate", end_at_once)
-    patch.setattr(keeper, "is_surplus", lambda machine, host: host is None)
+    patch.setattr(orphans, "is_surplus", lambda machine, host: host is None)
 
 
 def with_keys_that_outlive_their_host(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "_revoke_key", lambda session, host: None)
+
+
+def without_the_accounts_of_hosts(patch: pytest.MonkeyPatch) -> None:
+    """Call a host ended whose machine the keys do not show."""
+    patch.setattr(reach, "find_barrier", lambda sweep, host, machine: None)
+
+
+def without_the_hold_of_a_restored_cloud(patch: pytest.MonkeyPatch) -> None:
+    read = keeper._read_state
+
+    def read_unheld(lease: KeeperLease) -> CloudState:
+        state = read(lease)
+        state.held_at = None
+        return state
+
+    patch.setattr(keeper, "_read_state", read_unheld)
+
+
+def with_machines_of_an_undone_state_as_orphans(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(orphans, "is_unseen", lambda sweep, machine, host: False)
 
 
 # With the seed whose faults show it.
@@ -144,6 +167,22 @@ MUTANTS: list[tuple[Plant, int]] = [
     (with_an_end_before_the_cloud_confirms_it, 1),
     (with_keys_that_outlive_their_host, 1),
 ]
+
+UNSETTLED_MUTANTS: list[tuple[Plant, int]] = [
+    (without_the_accounts_of_hosts, 1),
+    (without_the_hold_of_a_restored_cloud, 1),
+    (with_machines_of_an_undone_state_as_orphans, 1),
+]
+
+
+@on_sqlite
+@pytest.mark.parametrize(("plant", "seed"), UNSETTLED_MUTANTS)
+def test_a_planted_mutant_of_accounts_or_restorations_is_caught(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, plant: Plant, seed: int
+) -> None:
+    plant(monkeypatch)
+    report = live(settings, seed, 12, UNSETTLED, max_steps=400)
+    assert report.unasked_acts or report.lost_machines
 
 
 @on_sqlite
