@@ -28,6 +28,7 @@ from app.storage.remote.protocol import PublishedArtifact
 from app.storage.verify import verify_store
 from app.tables import (
     Checkpoint,
+    CloudState,
     Deployment,
     DeploymentStatus,
     Event,
@@ -42,6 +43,7 @@ from app.tables import (
 from tests.application import configured_app
 from tests.integration.app.conftest import clear_caches
 from trainers.configs import EngineKind, Queue
+from trainers.configs.clouds import CloudName
 
 ROW = '{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}\n'
 Restore = Callable[[], Restoration]
@@ -326,3 +328,16 @@ def test_no_garbage_is_collected_during_a_backup(
         with hold_storage_lease() as second:
             assert second is None
     assert read_rows(StorageState)[0]["holder"] is None
+
+
+@on_sqlite
+def test_a_restoration_holds_the_hosts_of_clouds_until_a_person_takes_them_over(
+    client: TestClient, restore: Restore, tmp_path: Path
+) -> None:
+    with transaction() as session:
+        session.add(CloudState(name=CloudName.aws, worker_id="worker_1", lease_expires_at=datetime.now(UTC)))
+    backup(tmp_path / "backup")
+    assert restore().held_clouds == [CloudName.aws]
+    with read_session() as session:
+        state = session.scalars(select(CloudState)).one()
+    assert (state.worker_id, state.lease_expires_at, state.held_at is None) == (None, None, False)

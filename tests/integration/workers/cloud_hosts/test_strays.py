@@ -12,6 +12,7 @@ from app.hosts.settlement import CloudNotHeld, take_over
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import CloudState, Host, HostStatus
+from app.tables.base import new_id
 from tests.clouds.lambda_stand_in import LambdaStandIn
 from tests.integration.workers.cloud_hosts.test_keeper import (
     Control,
@@ -60,7 +61,8 @@ def test_a_machine_of_another_installation_is_reported_and_never_terminated(
 def test_a_machine_newer_than_the_database_is_terminated_once_a_person_takes_it_over(
     control: Control, lambda_stand_in: LambdaStandIn
 ) -> None:
-    host_id, _ = make_ready(control, lambda_stand_in)
+    host_id = new_id("host", created_at=control.clock.now)
+    make_ready(control, lambda_stand_in, id=host_id)
     with transaction() as session:
         # As of a backup that is older than the host.
         session.delete(session.get_one(Host, host_id))
