@@ -509,7 +509,8 @@ class Simulation:
             report.underreported.append(host.id)
         longest = timedelta(seconds=self.settings.host_boot_seconds + 300 + unseen)
         slow = any((m.ended_at or self.clock.now) - m.launched_at > longest for m in machines)
-        if host.ready_at is None and slow:
+        # A restoration forgets that a host was ready.
+        if host.ready_at is None and slow and host.created_at > self.restored_at:
             report.unready.append(host.id)
 
     @contextmanager
