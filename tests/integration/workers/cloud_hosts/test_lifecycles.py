@@ -161,8 +161,8 @@ MUTANTS: list[tuple[Plant, int]] = [
     (with_the_row_after_the_launch, 5),
     (with_terminations_given_up, 1),
     (without_the_search_for_orphans, 2),
-    (without_the_adoption_of_machines, 1),
-    (without_the_spend_cap, 1),
+    (without_the_adoption_of_machines, 2),
+    (without_the_spend_cap, 3),
     (without_the_limit_of_a_boot, 4),
     (with_an_end_before_the_cloud_confirms_it, 1),
     (with_keys_that_outlive_their_host, 1),
@@ -171,7 +171,7 @@ MUTANTS: list[tuple[Plant, int]] = [
 UNSETTLED_MUTANTS: list[tuple[Plant, int]] = [
     (without_the_accounts_of_hosts, 1),
     (without_the_hold_of_a_restored_cloud, 1),
-    (with_machines_of_an_undone_state_as_orphans, 1),
+    (with_machines_of_an_undone_state_as_orphans, 3),
 ]
 
 
