@@ -202,7 +202,18 @@ def _most_likely_member(
         # A number that is out of bounds was not meant as one of the other member's words.
         return kind.endswith("_type") or kind == "literal_error", len(errors)
 
-    return min(members.values(), key=rank)
+    likely = min(members.values(), key=rank)
+    path, error = likely[0]
+    words = [
+        other["ctx"]["expected"]
+        for found in members.values()
+        for place, other in found
+        if other["type"] == "literal_error" and place == path and other is not error
+    ]
+    # If the value has the type of no member, the words of one are named with the type of the other.
+    return (
+        [(path, error | {"msg": f"{error['msg']}, or {words[0]}"})] if rank(likely)[0] and words else likely
+    )
 
 
 def _field_message(error: dict[str, Any]) -> str:

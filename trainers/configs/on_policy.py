@@ -71,7 +71,7 @@ class EngineSampledConfig(OnPolicyConfig):
     def node_obstacles(self) -> list[str]:
         """Also vLLM: its engine serves the processes of one host."""
         uses_vllm = self.generation is not GenerationBackend.transformers
-        fault = f"generation {self.generation} serves the processes of one host; use transformers"
+        fault = f"generation {self.generation} serves the processes of one host; set it to transformers"
         return [*super().node_obstacles, *([fault] if uses_vllm else [])]
 
     @model_validator(mode="after")

@@ -394,9 +394,11 @@ class TrainingConfig(StageConfig):
         assert self.micro_batch_size is not None
         devices = f"devices {self.devices}" + (f" times nodes {self.nodes}" if self.nodes > 1 else "")
         if self.batch_size % self.processes:
+            lower = self.batch_size // self.processes * self.processes
+            nearest = [str(size) for size in (lower, lower + self.processes) if size]
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of {devices}; every device "
-                "needs the same number of rows per step"
+                f"needs the same number of rows per step: set it to {' or '.join(nearest)}"
             )
         rows = self.batch_size // self.processes
         if rows % self.micro_batch_size:

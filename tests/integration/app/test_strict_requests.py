@@ -83,6 +83,15 @@ def test_a_value_of_another_type_is_not_converted(
     assert [error["field"] for error in response.json()["error"]["fields"]] == [field]
 
 
+def test_a_word_that_a_field_does_not_know_is_refused_with_the_one_that_it_knows(client: TestClient) -> None:
+    stage = SFT | {"activation_checkpointing": "always"}
+    (field,) = client.post("/api/v1/jobs/dry-run", json={"name": "a", "stages": [stage]}).json()["error"][
+        "fields"
+    ]
+    assert field["field"] == "stages.0.activation_checkpointing"
+    assert field["message"] == "Input should be a valid boolean, or 'auto'."
+
+
 def test_an_integer_is_a_valid_number(client: TestClient) -> None:
     body = {"targets": [{"deployment": "a", "share": 1}]}
     assert client.put("/api/v1/aliases/x", json=body).status_code in (404, 409)

@@ -92,7 +92,7 @@ class DpoConfig(PortableTrainingConfig):
     @property
     def node_obstacles(self) -> list[str]:
         """Also what the first process alone computes and caches on its host."""
-        cached = ["precompute_reference keeps its results on one host; omit it"]
+        cached = ["precompute_reference keeps its results on one host; set it to false"]
         return [*super().node_obstacles, *(cached if self.precompute_reference else [])]
 
     @property

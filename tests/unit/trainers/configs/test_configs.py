@@ -40,8 +40,8 @@ def test_the_default_micro_batch_leaves_every_device_the_same_rows(devices: int,
     ("values", "message"),
     [
         ({"devices": 8, "micro_batch_size": 8}, "micro_batch_size 8 times devices 8"),
-        ({"devices": 3}, "batch_size 16 is not a multiple of devices 3"),
-        ({"devices": 32}, "batch_size 16 is not a multiple of devices 32"),
+        ({"devices": 3}, "batch_size 16 is not a multiple of devices 3; .* set it to 15 or 18"),
+        ({"devices": 32}, "batch_size 16 is not a multiple of devices 32; .* set it to 32"),
         ({"devices": 4, "nodes": 3}, "batch_size 16 is not a multiple of devices 4 times nodes 3"),
     ],
 )
