@@ -96,6 +96,8 @@ async def append(
     partial, verified = _paths(settings, sha256)
     if await run_in_threadpool(verified.is_file):
         await run_in_threadpool(os.utime, verified)
+        # Who keeps the file from being collected has it counted, too.
+        await run_in_threadpool(mark_owner, settings, key_id, sha256)
         return get_progress(settings, sha256)
     with await run_in_threadpool(_open_locked, settings, key_id, sha256, size_bytes) as file:
         received = os.fstat(file.fileno()).st_size
