@@ -138,7 +138,9 @@ def _find_starved(
     """Return the priority and id of the first run that has waited too long for more GPUs than are free."""
     if not 0 < free.gpus < free.max_gpus:
         return None
+    # Whether a run on several hosts may be overtaken depends on the other workers: see `runs/groups`.
     waiting = select_claimable([Queue.cuda], stages).where(
+        col(Run.nodes) == 1,
         col(Run.device_count) > free.gpus,
         col(Run.device_count) <= free.max_gpus,
         col(Run.created_at) < database_now(-max_overtake_seconds),

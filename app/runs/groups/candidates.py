@@ -3,15 +3,15 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlmodel import Session, col
 
 from app.runs.claimable import FreeResources, Precedence, select_claimable, suits_host
 from app.settings import Settings
 from app.storage.database import database_now
-from app.tables import Run
+from app.tables import Run, Worker
 from app.workers.capable import has_room, list_node_workers
-from app.workers.service import list_alive_workers
+from app.workers.service import is_alive, list_alive_workers
 from app.workers.slots import count_free_slots
 from trainers.configs import Queue, StageKind
 
@@ -43,14 +43,14 @@ def choose_group(
     Runs of which `left_out` names the id are skipped. A run that has waited for longer than
     `max_overtake_seconds`, and for which there are enough workers, busy or not, is not overtaken.
     """
-    runs = _list_waiting(session, queues, stages, free)
+    runs = _list_waiting(session, settings, queues, stages, free)
     if not runs:
         return GroupChoice()
     workers = list_alive_workers(session, settings)
     slots = count_free_slots(session, workers)
     for run in runs:
         capable = list_node_workers(workers, run)
-        if len(capable) < run.nodes:
+        if len(capable) < run.nodes or all(worker.id != worker_id for worker in capable):
             continue
         others = [worker for worker in capable if worker.id != worker_id and has_room(worker, run, slots)]
         if run.id not in left_out and _fits(run, free) and len(others) >= run.nodes - 1:
@@ -61,11 +61,21 @@ def choose_group(
 
 
 def _list_waiting(
-    session: Session, queues: Sequence[Queue], stages: Sequence[StageKind], free: FreeResources
+    session: Session,
+    settings: Settings,
+    queues: Sequence[Queue],
+    stages: Sequence[StageKind],
+    free: FreeResources,
 ) -> Sequence[Run]:
-    """Return the first runs that this worker could take part in, if its devices were free."""
+    """Return the first runs that this worker could take part in, if its devices were free.
+
+    Those that need more workers than are alive are left out: they must not hide the ones behind them.
+    """
+    has_address = col(Worker.node_address).is_not(None)
+    n_alive = select(func.count()).select_from(Worker).where(is_alive(settings), has_address)
     conditions = [
         col(Run.nodes) > 1,
+        col(Run.nodes) <= n_alive.scalar_subquery(),
         or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.max_gpus),
         *suits_host(free),
     ]

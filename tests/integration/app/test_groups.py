@@ -10,7 +10,7 @@ from sqlmodel import col
 
 from app.runs import lifecycle
 from app.runs.claimable import FreeResources
-from app.runs.groups.candidates import choose_group
+from app.runs.groups.candidates import MAX_CANDIDATES, choose_group
 from app.runs.groups.formation import NodeOffer, find_rank, offer, withdraw
 from app.runs.groups.members import list_members, read_attempt, renew_member, update_member
 from app.runs.lifecycle import StaleAttempt
@@ -100,6 +100,39 @@ def test_workers_offer_themselves_to_the_same_run_and_only_if_enough_are_free(
     assert choose(settings, workers[0]) is None
     make_worker(name="far", host="behind a tunnel")
     assert choose(settings, workers[0]) is None, "it has no address at which the others reach it"
+
+
+def test_a_worker_offers_itself_only_to_runs_that_it_can_execute(
+    settings: Settings, make_job: Make, make_worker: Make, workers: list[Worker]
+) -> None:
+    python = make_worker(name="p", host="p", node_address="10.0.0.9", capabilities=["python"])
+    make_worker(name="q", host="q", node_address="10.0.0.8", capabilities=["python"])
+    (run,) = make_job(RunStatus.queued, nodes=2, capability="python")
+    assert choose(settings, python) == run
+    assert choose(settings, workers[0]) is None, "it has no interpreter for the grader"
+
+
+def test_runs_that_need_more_workers_than_are_alive_do_not_hide_the_one_behind_them(
+    settings: Settings, make_job: Make, workers: list[Worker]
+) -> None:
+    make_job(*[RunStatus.queued] * MAX_CANDIDATES, nodes=4)
+    with transaction() as session:
+        session.execute(update(Run).values(unmet_needs=0))
+    (run,) = make_job(RunStatus.queued, nodes=2)
+    assert choose(settings, workers[0]) == run
+
+
+def test_a_run_that_lacks_workers_leaves_the_free_devices_of_a_host_to_others(
+    settings: Settings, make_job: Make, workers: list[Worker]
+) -> None:
+    make_job(RunStatus.queued, nodes=2, queue=Queue.cuda, device_count=4)
+    with transaction() as session:
+        session.execute(update(Run).values(created_at=database_now(-3600)))
+    (small,) = make_job(RunStatus.queued, queue=Queue.cuda)
+    free = FreeResources(gpus=3, max_gpus=4, disk_bytes=1 << 40)
+    with transaction() as session:
+        claimed = lifecycle.claim(session, workers[0].id, [Queue.cuda], list(StageKind), 30, free, 60)
+    assert claimed is not None and claimed.id == small.id
 
 
 def test_an_offer_of_a_dead_worker_or_one_that_was_withdrawn_is_not_counted(
