@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.runs.groups.members import MemberState, list_members, update_member
+from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, database_now, read_session, transaction
 from app.tables import Run
 from trainers.runtime import run_dir as files
@@ -69,7 +70,7 @@ class GroupLeader:
 
         Raises LaunchStopped if the run must stop, and the error of a node that failed or was lost.
         """
-        self._update(ready_at=database_now())
+        self._update(must_stop, ready_at=database_now())
         while not all(member.is_ready for member in self._poll_others()):
             if must_stop() or self.is_stopping:
                 raise LaunchStopped
@@ -86,7 +87,7 @@ class GroupLeader:
                 "Set TUNESMITH_NODE_PORTS to a range with free ports, and TUNESMITH_NODE_ADDRESS to an "
                 "address of this host.",
             ) from error
-        self._update(port=port)
+        self._update(must_stop, port=port)
         run = self._run
         place = NodePlace(0, run.nodes, address, address, port, f"{run.id}.{run.attempt}")
         return launch.on_node(run, self._settings, place)
@@ -156,9 +157,21 @@ class GroupLeader:
         ranks = range(1, self._run.nodes)
         return [MemberState(rank, "", "", False, False, False, False, None) for rank in ranks]
 
-    def _update(self, **values: Any) -> None:
-        with transaction() as session:
-            update_member(session, self._run.id, self._run.attempt, self._worker.worker_id, **values)
+    def _update(self, must_stop: Callable[[], bool], **values: Any) -> None:
+        """Write into this node's row, and wait for a database that is unavailable; raises LaunchStopped."""
+        run = self._run
+        while not must_stop():
+            try:
+                with transaction() as session:
+                    update_member(session, run.id, run.attempt, self._worker.worker_id, **values)
+            except DATABASE_UNAVAILABLE as error:
+                logger.warning(
+                    "cannot write to the database: %s", describe_error(error), extra={"run_id": run.id}
+                )
+                time.sleep(POLL_SECONDS)
+            else:
+                return
+        raise LaunchStopped
 
 
 def time_of(error: TunesmithError) -> str:

@@ -10,6 +10,7 @@ from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, database_now, read_session, transaction
 from app.tables import RunStatus
 from trainers.runtime import run_dir as files
+from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.launch_command import NodePlace
 from workers.hosts.environments import empty_folder
@@ -66,13 +67,14 @@ class _NodeExecution:
                 self._run, self._worker.settings, self._devices, self._must_stop, self._rank
             )
         except LaunchError as error:
+            if error.code is ErrorCode.artifacts_unreachable:
+                self._worker.store_gate.close(error)
             self._report_end(error)
             return
         except LaunchStopped:
             self._report_end(None)
             return
         try:
-            self._write(ready_at=database_now())
             place = self._wait_for_place()
             if place is None:
                 self._report_end(None)
@@ -83,7 +85,10 @@ class _NodeExecution:
 
     def _wait_for_place(self) -> NodePlace | None:
         """Wait until all nodes are ready and the leader has named a port; None if the run must stop."""
+        is_ready = False
         while not self._must_stop():
+            # Without it, all others wait: a database that is away for a moment must not lose it.
+            is_ready = is_ready or self._write(ready_at=database_now())
             state, run = self._state, self._run
             if state is not None and state.master_port is not None:
                 address = self._worker.node_address

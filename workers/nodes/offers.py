@@ -1,6 +1,7 @@
 """The offers of this worker to take part in runs on several hosts, one at a time."""
 
 import logging
+import random
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from workers.runs.claim import ClaimedRun, claim_next, describe_free
 MAX_OFFER_SECONDS = 30.0
 # After that, other runs and engines may use the devices before the next offer to the same run.
 PAUSE_SECONDS = 30.0
+# Of equal times, two workers that each wait for the other at another run would exchange the runs forever.
+PAUSE_JITTER = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +86,8 @@ class GroupOffers:
         self._paused_until = {run: until for run, until in self._paused_until.items() if until > now}
         standing = self._standing
         if standing is not None and now - standing.made_at > MAX_OFFER_SECONDS:
-            self._paused_until[standing.made.run_id] = now + PAUSE_SECONDS
+            jitter = random.uniform(1 - PAUSE_JITTER, 1 + PAUSE_JITTER)  # noqa: S311
+            self._paused_until[standing.made.run_id] = now + PAUSE_SECONDS * jitter
         worker = self._worker
         free_gpus = worker.devices.take_free()
         worker.devices.release(free_gpus)
