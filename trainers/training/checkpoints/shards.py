@@ -7,7 +7,8 @@ is read only from a checkpoint whose files match the manifest that the run has w
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class ShardWriter:
 
     def _run(self, folder: Path, staged: dict[str, Any]) -> None:
         try:
-            _write(folder, staged, self._group)
+            with _errors_of_processes():
+                _write(folder, staged, self._group)
             self._is_prepared.wait()
             assert self._publish is not None
             self._publish()
@@ -111,7 +113,21 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> 
 
 
 def _load(state: dict[str, Any], reader: Any) -> None:
-    dcp.load(state, storage_reader=reader, no_dist=not distributed.is_initialized())
+    with _errors_of_processes():
+        dcp.load(state, storage_reader=reader, no_dist=not distributed.is_initialized())
+
+
+@contextmanager
+def _errors_of_processes() -> Iterator[None]:
+    """Raise the error of the first process that failed, such as a full disk.
+
+    Torch wraps it in an error that is no Exception, which nothing would report.
+    """
+    try:
+        yield
+    except dcp.CheckpointException as failed:
+        error, _ = failed.failures[min(failed.failures)]
+        raise error from failed
 
 
 def _read_weights(model: nn.Module) -> dict[str, Any]:
