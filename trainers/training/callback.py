@@ -193,7 +193,7 @@ def _gather_from_hosts(folder: Path) -> None:
     is_sender = node_rank() > 0 and is_first_of_host()
     own = {path.name: path.read_bytes() for path in folder.glob("*")} if is_sender else {}
     gathered: list[Any] | None = [None] * world_size() if is_main_process() else None
-    distributed.gather_object(own, gathered, dst=0, group=_waiting_group())
+    distributed.gather_object(own, gathered, dst=0, group=waiting_group())
     for name, content in (file for written in gathered or () for file in written.items()):
         (folder / name).write_bytes(content)
     if is_sender:
@@ -205,23 +205,23 @@ def take_from_first(value: T) -> T:
     if not distributed.is_initialized():
         return value
     values = [value]
-    distributed.broadcast_object_list(values, src=0, group=_waiting_group())
+    distributed.broadcast_object_list(values, src=0, group=waiting_group())
     return values[0]
 
 
 def wait_for_all() -> None:
     """Wait until every process of the run has called this."""
     if distributed.is_initialized():
-        distributed.barrier(_waiting_group())
+        distributed.barrier(waiting_group())
 
 
 @cache
-def _waiting_group() -> Any:
-    """Return the group of `wait_for_all`."""
-    return new_waiting_group()
+def waiting_group() -> Any:
+    """Return the group of `wait_for_all`, which all processes must first ask for together."""
+    return newwaiting_group()
 
 
-def new_waiting_group() -> Any:
+def newwaiting_group() -> Any:
     """Return a group of all processes for waits while the first one works alone, such as on a checkpoint.
 
     It has a time limit of its own, longer than that of training's collective operations. All processes must

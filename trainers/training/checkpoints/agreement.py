@@ -8,6 +8,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError
 from trainers.runtime.ranks import is_first_of_host
+from trainers.training.callback import waiting_group
 
 
 class CheckpointsDiffer(ProgramError):
@@ -25,7 +26,8 @@ def find_checkpoint(run_dir: Path) -> Path | None:
         return found
     name = None if found is None else found.relative_to(run_dir).as_posix()
     answers: list[tuple[bool, str | None]] = [(False, None)] * distributed.get_world_size()
-    distributed.all_gather_object(answers, (is_first_of_host(), name))
+    # The others wait while the first ones hash files, which of large weights may take many minutes.
+    distributed.all_gather_object(answers, (is_first_of_host(), name), group=waiting_group())
     names = sorted({name or "none" for is_first, name in answers if is_first})
     if len(names) > 1:
         raise CheckpointsDiffer(
