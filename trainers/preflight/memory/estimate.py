@@ -29,7 +29,13 @@ from trainers.configs.training import (
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
 from trainers.preflight.memory.activations import PassFormat
-from trainers.preflight.memory.model import PROGRAM_BYTES, USABLE_SHARE, count_memory_parts, engine_bytes
+from trainers.preflight.memory.model import (
+    PROGRAM_BYTES,
+    USABLE_SHARE,
+    count_memory_parts,
+    engine_bytes,
+    has_engine,
+)
 from trainers.preflight.memory.shape import MemorySettings, ModelShape
 from trainers.preflight.memory.unified import count_unified_parts, unified_share
 
@@ -139,20 +145,32 @@ def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]
 
 
 def local_host(config: TrainingConfig) -> HostMemory:
-    """Return the memory of this host, or of its GPUs, that a stage can use."""
+    """Return the memory of this host, or of its GPUs, that a stage can use.
+
+    What other programs hold is not available; what this one holds is part of its estimate, as the weights
+    and the engine of a run are.
+    """
+    # Ranks must choose alike, and each would see another amount of free memory: they take the whole, of GPUs
+    # that they hold alone.
+    takes_whole = config.processes > 1 or has_engine(config)
     if not config.uses_mlx and torch.cuda.is_available():
-        # What other programs hold on the GPU is not available. Ranks must choose alike, and each would see
-        # another amount of free memory: they take the whole, of GPUs that they hold alone.
         free, total = torch.cuda.mem_get_info(0)
-        memory = free if config.processes == 1 else total
+        memory = total if takes_whole else min(total, free + torch.cuda.memory_reserved(0))
         count = torch.cuda.device_count()
         return HostMemory(worker="this host", device="cuda", devices=count, memory_bytes=memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if config.queue is Queue.mlx:
         return HostMemory(worker="this host", device="mlx", memory_bytes=memory)
-    if config.processes == 1:
-        memory = psutil.virtual_memory().available
+    if not takes_whole:
+        memory = min(memory, psutil.virtual_memory().available + _own_bytes())
     return HostMemory(worker="this host", memory_bytes=memory // config.devices)
+
+
+def _own_bytes() -> int:
+    """Return the memory of this process, without files that it has mapped."""
+    held = psutil.Process().memory_info()
+    # macOS does not count the files.
+    return int(held.rss - getattr(held, "shared", 0))
 
 
 def usable_bytes(host: HostMemory) -> int:

@@ -60,7 +60,7 @@ def count_memory_parts(
         # Only DeepSpeed shards a model that is not trained.
         shards = settings.devices if settings.parallelism is Parallelism.zero3 else 1
         parts["teacher"] = shape.teacher_parameters * width // shards
-    if isinstance(config, OnPolicyConfig) and not _has_engine(config):
+    if isinstance(config, OnPolicyConfig) and not has_engine(config):
         parts["kv_cache"] = _kv_cache_bytes(config, shape, settings, tokens, width)
     return parts
 
@@ -159,7 +159,7 @@ def engine_bytes(
 
     On a GPU, vLLM takes its share of the whole memory, whatever the model needs.
     """
-    if not isinstance(config, EngineSampledConfig) or not _has_engine(config):
+    if not isinstance(config, EngineSampledConfig) or not has_engine(config):
         return {}
     if config.generation is GenerationBackend.vllm and device == "cuda":
         return {"engine": int(config.vllm_memory_share * memory_bytes)}
@@ -169,7 +169,8 @@ def engine_bytes(
     return {"engine": weights + PROGRAM_BYTES[device]}
 
 
-def _has_engine(config: OnPolicyConfig) -> bool:
+def has_engine(config: TrainingConfig) -> bool:
+    """Return whether an engine generates the completions of a stage."""
     return isinstance(config, EngineSampledConfig) and config.generation.engine is not None
 
 
