@@ -218,10 +218,10 @@ def wait_for_all() -> None:
 @cache
 def waiting_group() -> Any:
     """Return the group of `wait_for_all`, which all processes must first ask for together."""
-    return newwaiting_group()
+    return new_waiting_group()
 
 
-def newwaiting_group() -> Any:
+def new_waiting_group() -> Any:
     """Return a group of all processes for waits while the first one works alone, such as on a checkpoint.
 
     It has a time limit of its own, longer than that of training's collective operations. All processes must

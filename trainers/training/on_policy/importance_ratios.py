@@ -1,8 +1,9 @@
 """How far the probabilities of sampled tokens in training are from those with which an engine sampled them.
 
 Both compute the same function, so the ratio of each token is near 1: rounding moves it in the third decimal
-place in fp32, by some thousandths in fp16, and by some hundredths in bf16. An engine that serves another adapter, another base or another
-temperature moves it further. TRL corrects the loss by these ratios, and so hides the cause.
+place in fp32, by some thousandths in fp16, and by some hundredths in bf16. An engine that serves another
+adapter, another base or another temperature moves it further. TRL corrects the loss by these ratios, and so
+hides the cause.
 """
 
 from collections.abc import Mapping
