@@ -150,6 +150,7 @@ def test_prompts_with_padding_are_completed_as_with_a_mask(name: str) -> None:
     [
         ({"model_type": "gemma2"}, "not proven"),
         ({"attn_logit_softcapping": 50.0}, "caps the scores"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "attends to later tokens"),
         ({"attention_dropout": 0.1}, "drops attention at random"),
         ({"head_dim": 100}, "heads of width 100"),
     ],

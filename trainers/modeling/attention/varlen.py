@@ -71,6 +71,8 @@ def explain_varlen_refusal(model: PreTrainedConfig) -> str | None:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if getattr(text, "attn_logit_softcapping", None) is not None:
         return "caps the scores of attention (attn_logit_softcapping)"
+    if getattr(text, "use_bidirectional_attention", None):
+        return "attends to later tokens too (use_bidirectional_attention)"
     if getattr(text, "attention_dropout", 0.0):
         return f"drops attention at random (attention_dropout {text.attention_dropout:g})"
     if width > MAX_HEAD_WIDTH or width % 8 or width in UNSUPPORTED_WIDTHS:
