@@ -8,6 +8,7 @@ from sqlmodel import Session, col, select
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent
 from app.tables import Checkpoint, Run
 from trainers.configs import FullTuning, TrainingConfig, parse_stage
+from trainers.configs.on_policy import EngineSampledConfig
 from trainers.runtime.errors import TunesmithError
 
 # A checkpoint is written while the one before it and the model are still on the disk.
@@ -53,18 +54,22 @@ def _retry(error: TunesmithError, smaller: dict[str, Any], code: str, message: s
 
 def _offer_less_memory(stage: TrainingConfig) -> str:
     """Return the hint of a run that nothing without an effect on the result can make smaller."""
+    # Its engine needs whole weights in 16 bits on each device, so neither nf4 nor fsdp2 is possible.
+    has_engine = isinstance(stage, EngineSampledConfig) and stage.generation.engine is not None
     remedies = []
     if isinstance(stage.tuning, FullTuning):
         remedies.append(
             "train an adapter (tuning.method lora), which needs an eighth of the memory per weight"
         )
+    elif has_engine:
+        remedies.append("lower vllm_memory_share, or set generation to transformers")
     elif stage.tuning.quantization is None:
         remedies.append(
             "set tuning.quantization to nf4 (on a Mac 4bit), which stores the base in a quarter of its "
             "memory and costs some quality"
         )
     remedies.append("lower max_length" if hasattr(stage, "max_length") else "use shorter rows")
-    remedies.append("use a larger device, or several with parallelism fsdp2")
+    remedies.append("use a larger device" + ("" if has_engine else ", or several with parallelism fsdp2"))
     rows = (
         f"micro_batch_size is {stage.micro_batch_size}"
         if stage.micro_batch_size == 1

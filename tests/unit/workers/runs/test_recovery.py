@@ -59,3 +59,10 @@ def test_a_base_in_four_bits_is_offered_and_never_chosen() -> None:
     assert "tuning.quantization to nf4" in hint
     assert "nf4" not in reduce(last | {"tuning": {"quantization": "nf4"}})[1]
     assert "tuning.method lora" in reduce(last | {"tuning": {"method": "full"}})[1]
+
+
+def test_a_stage_whose_engine_samples_is_offered_only_what_it_accepts() -> None:
+    sampled = {"stage": "grpo", "rewards": REWARDS, "generation": "vllm", "micro_batch_size": 1}
+    hint = reduce(sampled | RECOMPUTED)[1]
+    assert "lower vllm_memory_share" in hint
+    assert "nf4" not in hint and "fsdp2" not in hint
