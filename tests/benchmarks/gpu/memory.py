@@ -70,7 +70,7 @@ def _run_out_of_memory(bench: Bench) -> dict[str, Any]:
         "failure": failure,
         "left_bytes": left,
         "recovered_losses": recovered["losses"],
-        "recovers": failure is not None and recovered["losses"] == recomputed["losses"],
+        "agrees": failure is not None and recovered["losses"] == recomputed["losses"],
     }
 
 
