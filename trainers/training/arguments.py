@@ -12,7 +12,8 @@ from trainers.configs.training import Optimizer, Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import count_parameters, load_config, pick_device, pick_precision
-from trainers.preflight.memory.estimate import choose_recomputation, estimate_memory, local_host
+from trainers.preflight.memory.estimate import choose_recomputation, estimate_memory
+from trainers.preflight.memory.host import local_host
 from trainers.runtime import run_dir as files
 from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid, DeviceUnavailable

@@ -126,6 +126,21 @@ def test_the_memory_estimate_has_the_engine_in_place_of_a_cache(engine_sampled: 
     assert "kv_cache" in parts("transformers").keys() - parts("vllm").keys()
 
 
+def test_no_plan_needs_what_an_engine_excludes(engine_sampled: dict[str, Any]) -> None:
+    least = {"devices": 8, "micro_batch_size": 1, "activation_checkpointing": True}
+
+    def saved_by_plans(generation: str) -> int:
+        config = parse_stage(engine_sampled | least | {"generation": generation})
+        assert isinstance(config, GrpoConfig)
+        estimate = estimate_memory(config, [HostMemory(worker="small", device="cuda", memory_bytes=1)], 64)
+        assert estimate is not None
+        host = estimate["hosts"][0]
+        return int(host["needed_bytes"] - host["missing_bytes"])
+
+    assert saved_by_plans("transformers") > 0
+    assert saved_by_plans("vllm") == 0
+
+
 def test_an_engine_that_does_not_start_is_named(engine_sampled: dict[str, Any], tmp_path: Path) -> None:
     absent = {"engine_program": [str(tmp_path / "absent")]}
     with pytest.raises(EngineFailed, match=r"The engine hf exited with status 1\. It was not ready yet"):

@@ -25,7 +25,8 @@ from trainers.mlx.training.loop import BatchLoss, Loss, mean_losses, train
 from trainers.mlx.training.optimizer import DecayedAdamW
 from trainers.mlx.training.quantization_gap import AffineGapRecorder
 from trainers.mlx.training.recorder import RunRecorder
-from trainers.preflight.memory.estimate import choose_recomputation, local_host
+from trainers.preflight.memory.estimate import choose_recomputation
+from trainers.preflight.memory.host import local_host
 from trainers.rendering.cache.mapped import Int32s
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter

@@ -1,17 +1,14 @@
 """Estimates of whether a training stage fits into the memory of hosts, and settings with which it fits."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from trainers.configs.base import Queue
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.preflight import HostMemory
@@ -29,15 +26,10 @@ from trainers.configs.training import (
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
 from trainers.preflight.memory.activations import PassFormat
-from trainers.preflight.memory.model import (
-    PROGRAM_BYTES,
-    USABLE_SHARE,
-    count_memory_parts,
-    engine_bytes,
-    has_engine,
-)
+from trainers.preflight.memory.host import local_host, usable_bytes
+from trainers.preflight.memory.model import PROGRAM_BYTES, count_memory_parts, engine_bytes, has_engine
 from trainers.preflight.memory.shape import MemorySettings, ModelShape
-from trainers.preflight.memory.unified import count_unified_parts, unified_share
+from trainers.preflight.memory.unified import count_unified_parts
 
 # Configs name the width of the MLP differently.
 INTERMEDIATE_SIZES: Final = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
@@ -144,41 +136,6 @@ def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]
     return int(matrices + magnitudes)
 
 
-def local_host(config: TrainingConfig) -> HostMemory:
-    """Return the memory of this host, or of its GPUs, that a stage can use.
-
-    What other programs hold is not available; what this one holds is part of its estimate, as the weights
-    and the engine of a run are.
-    """
-    # Ranks must choose alike, and each would see another amount of free memory: they take the whole, of GPUs
-    # that they hold alone.
-    takes_whole = config.processes > 1 or has_engine(config)
-    if not config.uses_mlx and torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info(0)
-        memory = total if takes_whole else min(total, free + torch.cuda.memory_reserved(0))
-        count = torch.cuda.device_count()
-        return HostMemory(worker="this host", device="cuda", devices=count, memory_bytes=memory)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if config.queue is Queue.mlx:
-        return HostMemory(worker="this host", device="mlx", memory_bytes=memory)
-    if not takes_whole:
-        memory = min(memory, psutil.virtual_memory().available + _own_bytes())
-    return HostMemory(worker="this host", memory_bytes=memory // config.devices)
-
-
-def _own_bytes() -> int:
-    """Return the memory of this process, without files that it has mapped."""
-    held = psutil.Process().memory_info()
-    # macOS does not count the files.
-    return int(held.rss - getattr(held, "shared", 0))
-
-
-def usable_bytes(host: HostMemory) -> int:
-    """Return how much of a device's memory a stage can use."""
-    share = unified_share(host.memory_bytes) if host.device == "mlx" else USABLE_SHARE
-    return int(share * host.memory_bytes)
-
-
 def choose_recomputation(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> int | None:
     """Return every how many layers one must be recomputed so that the stage fits; None for no layer.
 
@@ -252,10 +209,13 @@ def _candidate_plans(
     smaller = [
         size for size in range(requested.micro_batch_size, 0, -1) if requested.micro_batch_size % size == 0
     ]
-    can_quantize = isinstance(config.tuning, LoraTuning) and not requested.quantized
+    # An engine samples from whole weights in 16 bits on each device.
+    can_quantize = (
+        isinstance(config.tuning, LoraTuning) and not requested.quantized and not has_engine(config)
+    )
     shards = [requested.parallelism]
     is_ddp = requested.devices > 1 and requested.parallelism is Parallelism.ddp
-    if is_ddp and config.optimizer is Optimizer.adamw:
+    if is_ddp and config.optimizer is Optimizer.adamw and not has_engine(config):
         shards.append(Parallelism.fsdp2)
     for quantized in (requested.quantized, True) if can_quantize else (requested.quantized,):
         for parallelism in shards:

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from trainers.configs import TrainingConfig, parse_stage
-from trainers.preflight.memory.estimate import local_host
+from trainers.preflight.memory.host import local_host
 
 
 def test_what_a_run_holds_itself_is_a_part_of_the_memory_that_it_can_use(
