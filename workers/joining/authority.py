@@ -1,6 +1,7 @@
 """The authority that signs the control plane's certificate, where this host does not trust it already."""
 
 import hashlib
+import os
 import re
 import ssl
 from pathlib import Path
@@ -11,29 +12,39 @@ from app.storage.api_store.trust import create_trust
 from workers.joining.control_plane import TIMEOUT_SECONDS, JoinFailed
 
 NAME = "control-ca.pem"
+NEW_NAME = f".{NAME}.new"
 # Where `deploy/caddy/Caddyfile` serves the certificate of Caddy's own authority.
 PATH = "/ca.crt"
 
 
-def store_authority(folder: Path, url: str, ca_file: Path | None, fingerprint: str) -> Path | None:
-    """Write the certificate that a person named into the host's folder; None if there is none.
+def find_authority(folder: Path, url: str, ca_file: Path | None, fingerprint: str) -> Path | None:
+    """Return a file with the certificate that a person names, or has named before; None if there is none.
 
     With a fingerprint, the control plane sends the certificate over a connection that is not verified. The
-    key is not sent there, and another certificate is refused.
+    key is not sent there, and another certificate is refused. The worker uses what it has until
+    `keep_authority`.
 
     Raises:
         JoinFailed: The file or the response has no such certificate.
     """
-    stored = folder / NAME
+    stored, new = folder / NAME, folder / NEW_NAME
     if ca_file is not None:
         text = _read(ca_file)
     elif fingerprint:
         text = _download(url, _parse(fingerprint))
     else:
         return stored if stored.is_file() else None
-    stored.write_text(text, encoding="ascii")
-    stored.chmod(0o644)
-    return stored
+    new.unlink(missing_ok=True)
+    # Exclusively: in the folder of the worker's user, a link could lead root to any file of this host.
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
+    return new
+
+
+def keep_authority(folder: Path, found: Path | None) -> Path | None:
+    """Keep the certificate with which the control plane has accepted this host, and return its file."""
+    return found if found is None else found.replace(folder / NAME)
 
 
 def _read(path: Path) -> str:

@@ -69,13 +69,20 @@ def _send(
 ) -> Any:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
+        trust = create_trust(ca_file)
+    except ValueError as error:
+        raise JoinFailed(
+            f"The certificate of the control plane's authority cannot be used: {error}. Join again with "
+            "--ca-file or --ca-fingerprint, or without them if its certificate is a public one."
+        ) from error
+    try:
         response = httpx2.request(
             method,
             url.rstrip("/") + path,
             json=body,
             headers=headers,
             timeout=TIMEOUT_SECONDS,
-            verify=create_trust(ca_file),
+            verify=trust,
         )
     except httpx2.HTTPError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):

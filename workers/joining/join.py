@@ -17,7 +17,7 @@ from app.scheduling.version import own_version
 from app.storage import migrate
 from serving.http.addresses import is_loopback, is_private
 from workers.joining.authority import NAME as CA_NAME
-from workers.joining.authority import store_authority
+from workers.joining.authority import find_authority, keep_authority
 from workers.joining.control_plane import JoinedHost, JoinFailed, request_credentials
 from workers.joining.env_file import NAME, read_env_file, write_env_file
 from workers.joining.units import WorkerUnit
@@ -116,8 +116,9 @@ def write_variables(options: JoinOptions) -> JoinedHost:
     _prepare_folder(options)
     body = {"name": options.name, "version": own_version(), "revision": migrate.list_revisions()[-1]}
     with reach_control_plane(options) as url:
-        ca_file = store_authority(options.data_dir, url, options.ca_file, options.ca_fingerprint)
-        joined = request_credentials(url, options.key, body, ca_file)
+        found = find_authority(options.data_dir, url, options.ca_file, options.ca_fingerprint)
+        joined = request_credentials(url, options.key, body, found)
+    ca_file = keep_authority(options.data_dir, found)
     earlier = read_env_file(options.env_file)
     values = earlier | list_variables(options, joined, earlier)
     values["TUNESMITH_CONTROL_CA_FILE"] = str(ca_file or "")
