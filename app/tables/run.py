@@ -188,7 +188,9 @@ class RunMember(SQLModel, table=True):
     node_rank: int | None = Field(default=None, description="0 is the leader; null is an offer.")
     address: str = Field(description="Address at which the other nodes reach this one.")
     port: int | None = Field(default=None, description="Of the leader: where the processes meet.")
-    expires_at: datetime | None = time_field(description="End of the offer, or of the member's heartbeat.")
+    expires_at: datetime | None = time_field(
+        description="End of the offer, null if it was withdrawn; or of the member's heartbeat."
+    )
     ready_at: datetime | None = time_field(description="When its inputs were on its disk.")
     is_stopping: bool = Field(default=False, description="Whether its worker is shutting down.")
     ended_at: datetime | None = time_field(description="When its program ended.")

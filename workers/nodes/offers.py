@@ -147,7 +147,7 @@ class GroupOffers:
         return ClaimedRun(run, standing.devices, min(checked_at, standing.renewed_at), rank)
 
     def _withdraw(self, standing: _StandingOffer) -> bool:
-        """Delete an offer; return False if it was accepted before."""
+        """End an offer; return False if it was accepted before."""
         with transaction() as session:
             is_withdrawn = withdraw(session, standing.made)
         if is_withdrawn:

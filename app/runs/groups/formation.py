@@ -6,7 +6,7 @@ of its own, so that none waits for another in a circle.
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlmodel import Session, col
 
 from app.runs import lifecycle
@@ -49,9 +49,6 @@ def offer(session: Session, settings: Settings, made: NodeOffer) -> Run | None:
     assert claimed is not None, "the run is locked, and was claimable"
     for rank, worker_id in enumerate([made.worker_id, *members]):
         _update(session, made, worker_id, node_rank=rank, expires_at=database_now(settings.lease_seconds))
-    # Also the members of earlier attempts: their programs have ended, or end with their heartbeat.
-    others = col(RunMember.node_rank).is_(None) | (col(RunMember.attempt) != made.attempt)
-    session.execute(delete(RunMember).where(col(RunMember.run_id) == made.run_id, others))
     return claimed
 
 
@@ -72,10 +69,13 @@ def find_rank(session: Session, made: NodeOffer) -> tuple[bool, int | None]:
 
 
 def withdraw(session: Session, made: NodeOffer) -> bool:
-    """Delete an offer; return False if it was accepted before."""
+    """End an offer; return False if it was accepted before."""
     is_offer = col(RunMember.node_rank).is_(None)
-    session.execute(delete(RunMember).where(*_of(made, made.worker_id), is_offer))
-    return session.get(RunMember, (made.run_id, made.attempt, made.worker_id)) is None
+    # The row goes with its job: a role that may delete rows of a table may also lock the table.
+    ended = update(RunMember).where(*_of(made, made.worker_id), is_offer).values(expires_at=None)
+    session.execute(ended.execution_options(synchronize_session=False))
+    rank = select(col(RunMember.node_rank)).where(*_of(made, made.worker_id))
+    return session.scalar(rank) is None
 
 
 def _write(session: Session, made: NodeOffer, seconds: float) -> None:

@@ -29,7 +29,7 @@ WRITTEN = (
     "webhook_delivery",
     "worker",
 )
-DELETED_FROM = ("alias_traffic", "checkpoint", "promotion", "run_member")
+DELETED_FROM = ("alias_traffic", "checkpoint", "promotion")
 READ = (
     "alembic_version",
     "api_key",

@@ -144,7 +144,7 @@ class TestJoinedHost:
             "SELECT encrypted_secret FROM webhook", "SELECT * FROM worker_credential", "DELETE FROM run",
             "SELECT * FROM stored_response", "INSERT INTO api_key (id) VALUES ('x')",
             "LOCK TABLE run", "LOCK TABLE event IN SHARE MODE", "LOCK TABLE api_key IN ROW SHARE MODE",
-            "SELECT * FROM storage_state FOR UPDATE", "TRUNCATE event",
+            "LOCK TABLE run_member", "SELECT * FROM storage_state FOR UPDATE", "TRUNCATE event",
             "CREATE TABLE t (i int)", "CREATE ROLE other", "DROP TABLE run", "COPY run TO '/tmp/x'",
         ]  # fmt: skip
         assert [statement for statement in allowed if not is_allowed(engine, statement)] == []
