@@ -25,15 +25,20 @@ from trl import GRPOConfig as TrlConfig
 from trainers.configs.references import get_base_model
 from trainers.configs.rewards import list_reward_graders
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss
+from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import FullTuning, Precision
 from trainers.graders.grade import check_grader_host
 from trainers.modeling.load import forward_dtype, load_tokenizer, pick_device, pick_precision
 from trainers.modeling.quantization.record import add_quantized_base
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
+from trainers.preflight.memory.engine_share import explain_small_share
+from trainers.preflight.memory.estimate import model_shape
+from trainers.preflight.memory.host import local_host
 from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.cache.folder import cache_of_process
 from trainers.rendering.examples.prompts import PromptSet
+from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
@@ -223,6 +228,8 @@ def _run_sampler(
         yield None
         return
     device = pick_device(config.queue).type
+    if device == "cuda":
+        check_engine_share(config, precision, local_host(config))
     settings = ChildEngineOptions(
         kind,
         config.engine_program or (),
@@ -238,6 +245,13 @@ def _run_sampler(
         has_own = is_main_process() or device == "cuda"
         engine = stack.enter_context(run_engine(settings, run_dir)) if has_own else None
         yield stack.enter_context(open_sampler(engine, run_dir, config.seed))
+
+
+def check_engine_share(config: GrpoConfig, precision: Precision, host: HostMemory) -> None:
+    """Refuse a share of a GPU's memory that does not hold the base: vLLM would fail at each start."""
+    shape = model_shape(config.base, config.tuning)
+    if shape and (fault := explain_small_share(config, shape, host, is_bf16=precision.has_16_bits)):
+        raise ConfigInvalid(*fault)
 
 
 def _build_arguments(

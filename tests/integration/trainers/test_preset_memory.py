@@ -10,8 +10,12 @@ from transformers import LlamaConfig, Qwen3Config
 
 from trainers.configs import StageKind, TrainingConfig, parse_stage
 from trainers.configs.on_policy import OnPolicyConfig
+from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.preflight import HostMemory
+from trainers.configs.training import Precision
+from trainers.grpo import check_engine_share
 from trainers.preflight.memory.estimate import estimate_memory
+from trainers.runtime.errors import ConfigInvalid
 
 GB = 10**9
 PROMPT_TOKENS = 512
@@ -67,3 +71,29 @@ def test_a_preset_fits_its_gpus_with_its_largest_model(
     assert estimate is not None
     (found,) = estimate["hosts"]
     assert found["fits"], found
+
+
+def test_a_share_of_vllm_that_does_not_hold_the_base_does_not_fit(bases: dict[str, str]) -> None:
+    rewards = [{"kind": "correctness"}]
+    values = {
+        "stage": "grpo",
+        "preset": "gpu-24gb",
+        "base": bases["4b"],
+        "dataset": "rows",
+        "rewards": rewards,
+    }
+    config = parse_stage(
+        values | {"generation": "vllm", "micro_batch_size": 1, "activation_checkpointing": True}
+    )
+    assert isinstance(config, TrainingConfig)
+    host = HostMemory(worker="gpu", device="cuda", devices=1, memory_bytes=24 * GB)
+    found = [
+        estimate_memory(config.model_copy(update={"vllm_memory_share": share}), [host], 1024)["hosts"][0]  # type: ignore[index]
+        for share in (0.3, 0.45)
+    ]
+    assert (found[0]["fits"], found[0]["plan"], found[1]["fits"]) == (False, None, True)
+    assert "share 0.3 of a GPU with 24.0 GB is 7.2 GB; the weights of the base need 8.0" in found[0]["advice"]
+    assert isinstance(config, GrpoConfig)
+    with pytest.raises(ConfigInvalid, match=r"share 0.3 of a GPU with 24.0 GB") as refusal:
+        check_engine_share(config, Precision.bf16, host)
+    assert "Set vllm_memory_share to 0.45 or more" in str(refusal.value.hint)

@@ -26,6 +26,7 @@ from trainers.configs.training import (
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
 from trainers.preflight.memory.activations import PassFormat
+from trainers.preflight.memory.engine_share import explain_small_share
 from trainers.preflight.memory.host import local_host, usable_bytes
 from trainers.preflight.memory.model import PROGRAM_BYTES, count_memory_parts, engine_bytes, has_engine
 from trainers.preflight.memory.shape import MemorySettings, ModelShape
@@ -172,6 +173,7 @@ def _estimate_for_host(
 ) -> dict[str, Any]:
     usable = usable_bytes(host)
     requested = _requested_settings(config, host)
+    small_share = explain_small_share(config, shape, host, is_bf16=_has_16_bits(config, host))
     parts = _parts_in_bytes(config, shape, requested, host, tokens)
     plans = (
         (plan, _total_bytes(config, shape, plan, host, tokens))
@@ -185,8 +187,10 @@ def _estimate_for_host(
         "usable_bytes": usable,
         "needed_bytes": sum(parts.values()),
         "parts": parts,
-        "fits": sum(parts.values()) <= usable,
+        "fits": sum(parts.values()) <= usable and small_share is None,
     }
+    if small_share is not None:
+        return estimate | {"plan": None, "missing_bytes": 0, "advice": " ".join(small_share)}
     if plan is None:
         least = min(
             _total_bytes(config, shape, plan, host, tokens)
@@ -232,9 +236,7 @@ def _candidate_plans(
 def _parts_in_bytes(
     config: TrainingConfig, shape: ModelShape, settings: MemorySettings, host: HostMemory, tokens: int
 ) -> dict[str, int]:
-    # With MLX, weights that are trained are computed in fp32.
-    has_bf16 = host.device == "cuda" or (host.device == "mlx" and isinstance(config.tuning, LoraTuning))
-    is_bf16 = config.precision.has_16_bits or (config.precision is Precision.auto and has_bf16)
+    is_bf16 = _has_16_bits(config, host)
     program = {"program": PROGRAM_BYTES[host.device]}
     if config.uses_mlx:
         return count_unified_parts(config, shape, settings, tokens, is_bf16=is_bf16) | program
@@ -248,6 +250,12 @@ def _parts_in_bytes(
     parts = count_memory_parts(config, shape, settings, tokens, passes)
     engine = engine_bytes(config, shape, host.device, host.memory_bytes, is_bf16=is_bf16)
     return parts | engine | program
+
+
+def _has_16_bits(config: TrainingConfig, host: HostMemory) -> bool:
+    # With MLX, weights that are trained are computed in fp32.
+    has_bf16 = host.device == "cuda" or (host.device == "mlx" and isinstance(config.tuning, LoraTuning))
+    return config.precision.has_16_bits or (config.precision is Precision.auto and has_bf16)
 
 
 def _total_bytes(
