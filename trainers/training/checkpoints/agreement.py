@@ -21,13 +21,14 @@ def find_checkpoint(run_dir: Path) -> Path | None:
     Raises:
         CheckpointsDiffer: The hosts have different ones.
     """
+    # The others wait while the first ones hash files, which of large weights may take many minutes.
+    group = waiting_group() if distributed.is_initialized() else None
     found = files.last_complete_checkpoint(run_dir) if is_first_of_host() else None
-    if not distributed.is_initialized():
+    if group is None:
         return found
     name = None if found is None else found.relative_to(run_dir).as_posix()
     answers: list[tuple[bool, str | None]] = [(False, None)] * distributed.get_world_size()
-    # The others wait while the first ones hash files, which of large weights may take many minutes.
-    distributed.all_gather_object(answers, (is_first_of_host(), name), group=waiting_group())
+    distributed.all_gather_object(answers, (is_first_of_host(), name), group=group)
     names = sorted({name or "none" for is_first, name in answers if is_first})
     if len(names) > 1:
         raise CheckpointsDiffer(
