@@ -1,5 +1,6 @@
 """The live workers that can take a run, and what a run on several hosts waits for."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from app.tables import Run, Worker
@@ -45,10 +46,23 @@ def list_node_workers(workers: Sequence[Worker], run: Run) -> list[Worker]:
     return [worker for worker in capable if worker.node_address]
 
 
-def has_room(worker: Worker, run: Run, slots: FreeSlots) -> bool:
-    """Return whether the worker has free devices for a node of the run."""
-    n_needed = run.device_count if run.queue is Queue.cuda else 1
-    return slots[worker.id].get(run.queue, 0) >= n_needed
+def count_free_nodes(capable: Sequence[Worker], run: Run, slots: FreeSlots) -> int:
+    """Return how many of the workers could start a node at once: some of one host may share its GPUs."""
+    if run.queue is not Queue.cuda:
+        return sum(slots[worker.id].get(run.queue, 0) > 0 for worker in capable)
+    free: dict[tuple[str, frozenset[str]], list[int]] = defaultdict(list)
+    for worker in capable:
+        gpus = enumerate(worker.hardware.get("gpus", []))
+        shared = frozenset(gpu.get("uuid", f"{worker.id} {number}") for number, gpu in gpus)
+        free[worker.host, shared].append(slots[worker.id].get(run.queue, 0) // run.device_count)
+    return sum(min(sum(n > 0 for n in nodes), max(nodes)) for nodes in free.values())
+
+
+def count_nodes(capable: Sequence[Worker], run: Run) -> int:
+    """Return how many of the workers could be a node at once if all were free."""
+    return count_free_nodes(
+        capable, run, {worker.id: {run.queue: count_gpus(worker) or 1} for worker in capable}
+    )
 
 
 def explain_missing_nodes(capable: Sequence[Worker], queue: Queue, nodes: int, devices: int) -> str | None:
@@ -65,11 +79,11 @@ def explain_missing_nodes(capable: Sequence[Worker], queue: Queue, nodes: int, d
 
 def explain_busy_nodes(workers: Sequence[Worker], run: Run, slots: FreeSlots) -> str | None:
     """Return why a run on several hosts waits although there are enough workers; None if enough are free."""
-    free = [worker for worker in list_node_workers(workers, run) if has_room(worker, run, slots)]
-    if len(free) >= run.nodes:
+    n_free = count_free_nodes(list_node_workers(workers, run), run, slots)
+    if n_free >= run.nodes:
         return None
     needed = _describe_nodes(run.nodes, run.queue, run.device_count)
-    return f"It needs {needed} at once; {len(free)} {'is' if len(free) == 1 else 'are'} free."
+    return f"It needs {needed} at once; {n_free} {'is' if n_free == 1 else 'are'} free."
 
 
 def _describe_nodes(nodes: int, queue: Queue, devices: int) -> str:

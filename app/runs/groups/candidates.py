@@ -10,7 +10,7 @@ from app.runs.claimable import FreeResources, Precedence, select_claimable, suit
 from app.settings import Settings
 from app.storage.database import database_now
 from app.tables import Run, Worker
-from app.workers.capable import has_room, list_node_workers
+from app.workers.capable import count_free_nodes, count_nodes, list_node_workers
 from app.workers.service import is_alive, list_alive_workers
 from app.workers.slots import count_free_slots
 from trainers.configs import Queue, StageKind
@@ -50,10 +50,10 @@ def choose_group(
     slots = count_free_slots(session, workers)
     for run in runs:
         capable = list_node_workers(workers, run)
-        if len(capable) < run.nodes or all(worker.id != worker_id for worker in capable):
+        if count_nodes(capable, run) < run.nodes or all(worker.id != worker_id for worker in capable):
             continue
-        others = [worker for worker in capable if worker.id != worker_id and has_room(worker, run, slots)]
-        if run.id not in left_out and _fits(run, free) and len(others) >= run.nodes - 1:
+        has_enough = count_free_nodes(capable, run, slots) >= run.nodes
+        if run.id not in left_out and _fits(run, free) and has_enough:
             return GroupChoice(run, Precedence.of(run))
         if _has_starved(session, run, settings):
             return GroupChoice(None, Precedence.of(run))

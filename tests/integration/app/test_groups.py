@@ -112,6 +112,26 @@ def test_a_worker_offers_itself_only_to_runs_that_it_can_execute(
     assert choose(settings, workers[0]) is None, "it has no interpreter for the grader"
 
 
+def test_workers_of_one_host_do_not_wait_for_each_other_at_its_gpus(
+    settings: Settings, make_job: Make, make_worker: Make
+) -> None:
+    hardware = {"gpus": [{"uuid": f"GPU-{i}"} for i in range(4)]}
+    one, *_ = [
+        make_worker(host="h", node_address="10.0.0.1", queues=["cuda"], slots={"cuda": 4}, hardware=hardware)
+        for _ in range(2)
+    ]
+    free = FreeResources(gpus=4, max_gpus=4, disk_bytes=1 << 40)
+    runs = [make_job(RunStatus.queued, nodes=2, queue=Queue.cuda, device_count=n)[0] for n in (4, 2)]
+    with read_session() as session:
+        choice = choose_group(session, settings, one.id, [Queue.cuda], list(StageKind), free)
+    assert choice.run == runs[1], "for the other run, both would need all GPUs of the host"
+    for _ in range(2):
+        make_worker(host="i", node_address="10.0.0.2", queues=["cuda"], slots={"cuda": 4}, hardware=hardware)
+    with read_session() as session:
+        choice = choose_group(session, settings, one.id, [Queue.cuda], list(StageKind), free)
+    assert choice.run == runs[0], "there is another host"
+
+
 def test_runs_that_need_more_workers_than_are_alive_do_not_hide_the_one_behind_them(
     settings: Settings, make_job: Make, workers: list[Worker]
 ) -> None:
