@@ -176,6 +176,7 @@ UNSETTLED_MUTANTS: list[tuple[Plant, int]] = [
 
 
 @on_sqlite
+@pytest.mark.slow
 @pytest.mark.parametrize(("plant", "seed"), UNSETTLED_MUTANTS)
 def test_a_planted_mutant_of_accounts_or_restorations_is_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, plant: Plant, seed: int
