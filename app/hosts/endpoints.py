@@ -5,7 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Path, Query
 
 from app.hosts import service, settlement
-from app.hosts.schemas import CREATE_EXAMPLES, HostCreate, HostSettle, HostTakeOver, HostView, OffersView
+from app.hosts.schemas import (
+    CREATE_EXAMPLES,
+    SETTLE_EXAMPLES,
+    TAKE_OVER_EXAMPLES,
+    HostCreate,
+    HostSettle,
+    HostTakeOver,
+    HostView,
+    OffersView,
+)
 from app.http.auth import CallerDependency, require_admin, require_by_method
 from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
@@ -56,7 +65,9 @@ def get_offers(session: ReadSession) -> OffersView:
 
 
 @router.post("/take-over", dependencies=ADMIN)
-def take_over_machines(session: WriteSession, body: HostTakeOver) -> OffersView:
+def take_over_machines(
+    session: WriteSession, body: Annotated[HostTakeOver, Body(openapi_examples=TAKE_OVER_EXAMPLES)]
+) -> OffersView:
     """State that no other copy of this installation uses its machines, after a restoration from a backup.
 
     Until then nothing is launched or terminated. Afterwards machines that no row wants are terminated: read
@@ -81,7 +92,11 @@ def delete_host(session: WriteSession, host_id: HostIdPath) -> HostView:
 
 
 @router.post("/{host_id}/settle", dependencies=ADMIN)
-def settle_host(session: WriteSession, host_id: HostIdPath, body: HostSettle) -> HostView:
+def settle_host(
+    session: WriteSession,
+    host_id: HostIdPath,
+    body: Annotated[HostSettle, Body(openapi_examples=SETTLE_EXAMPLES)],
+) -> HostView:
     """Decide about a host out of reach: the keys of the cloud are of another account than its machine."""
     host = settlement.settle_host(session, host_id, body.settlement)
     return service.view_hosts(session, get_settings(), [host])[0]

@@ -27,6 +27,19 @@ CREATE_EXAMPLES: dict[str, Any] = {
         },
     },
 }
+SETTLE_EXAMPLES: dict[str, Any] = {
+    "same account": {
+        "summary": "The keys are new, and of the account of the machine",
+        "value": {"settlement": "same_account"},
+    },
+    "ended": {
+        "summary": "The machine was terminated by hand in its account",
+        "value": {"settlement": "machine_ended"},
+    },
+}
+TAKE_OVER_EXAMPLES: dict[str, Any] = {
+    "restored": {"summary": "The installation was restored from a backup", "value": {"cloud": "lambda"}},
+}
 
 
 class HostCreate(HostSpec):
