@@ -276,7 +276,7 @@ def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> 
 
 
 def explain_unpublished_base(run: Run) -> str:
-    """Return why a checkpoint of the run is no model yet: its base is not published."""
+    """Return why a checkpoint of the run cannot be used as a model yet: its base is not published."""
     return (
         f"The checkpoints of {run.id} are adapters of the base that the run publishes when it succeeds "
         f"(tuning.publish_dequantized_base), and it is {run.status}."

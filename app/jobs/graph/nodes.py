@@ -13,7 +13,7 @@ def check_nodes(
 ) -> Iterator[UnprocessableContent]:
     """Yield an error for more hosts than are allowed, or than the installation or the queue can have.
 
-    Too few workers are no error: others may join, and the run reports what it waits for.
+    Too few workers are not an error: others may join, and the run reports what it waits for.
     """
     nodes = stage.node_count
     if nodes == 1:

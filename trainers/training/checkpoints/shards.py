@@ -29,7 +29,7 @@ OPTIMIZER = "optimizer_shards"
 # Where torch writes the shards of the weights until they are joined.
 SHARDS = "sharded"
 MAX_FILE_BYTES = 5 << 30
-# Files are hashed by as many threads; joining them is bound by the disk.
+# Joining the shards is bound by the disk, so more threads gain nothing.
 JOINING_THREADS = 4
 
 
@@ -64,7 +64,7 @@ class ShardWriter:
         self._thread.start()
 
     def publish_when_written(self, publish: Callable[[], None]) -> None:
-        """Call a function in the thread after the shards are written; all other files of the folder are."""
+        """Call a function in the thread once the shards are written. All other files must be written already."""
         self._publish = publish
         self._is_prepared.set()
 
