@@ -64,7 +64,7 @@ class ShardWriter:
         self._thread.start()
 
     def publish_when_written(self, publish: Callable[[], None]) -> None:
-        """Call a function in the thread once the shards are written. All other files must be written already."""
+        """Call a function in the thread once the shards are written; all other files must exist by now."""
         self._publish = publish
         self._is_prepared.set()
 
