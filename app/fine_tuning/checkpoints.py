@@ -38,11 +38,9 @@ def create_permissions(
     _require_model(session, model_name)
     rows = {row.project_id: row for row in session.scalars(_select_permissions(model_name))}
     missing = [project_id for project_id in dict.fromkeys(project_ids) if project_id not in rows]
-    # Sorted, so that they are listed in this order.
-    for permission_id, project_id in zip(sorted(new_id("cp") for _ in missing), missing, strict=True):
-        rows[project_id] = CheckpointPermission(
-            id=permission_id, model_name=model_name, project_id=project_id
-        )
+    for project_id in missing:
+        # The ids, by which they are listed, are in this order.
+        rows[project_id] = CheckpointPermission(id=new_id("cp"), model_name=model_name, project_id=project_id)
         session.add(rows[project_id])
     session.flush()
     return [rows[project_id] for project_id in dict.fromkeys(project_ids)]

@@ -1,6 +1,7 @@
 """Column types, constraint names and ids that all tables share."""
 
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,15 +35,37 @@ Json = JSON().with_variant(JSONB(), "postgresql")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 
 
+class _Sequence:
+    """The numbers of this process's ids; those of one millisecond have the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self) -> int:
+        with self._lock:
+            # The highest random bit is left for the sums of one millisecond, which stay in it.
+            number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(79)
+            if number >> 80 == self._last >> 80:
+                number = self._last + 1 + secrets.randbits(63)
+            self._last = number
+            return number
+
+
+_SEQUENCE = _Sequence()
+
+
 def new_id(prefix: str, separator: str = "_", created_at: datetime | None = None) -> str:
     """Return an id such as `run_06e5…`: 48 bits of milliseconds and 80 random bits; ids sort by age.
 
-    Ids of OpenAI's objects have its separator, such as `file-06e5…`. What was created elsewhere sorts by the
-    time at which that happened.
+    Those of one process are strictly ordered; those of several, to the millisecond. Ids of OpenAI's objects
+    have its separator, such as `file-06e5…`. What was created elsewhere sorts by the time at which that
+    happened.
     """
-    now = time.time_ns() // 1_000_000
-    milliseconds = now if created_at is None else int(created_at.timestamp() * 1000)
-    number = milliseconds << 80 | secrets.randbits(80)
+    if created_at is None:
+        number = _SEQUENCE.next()
+    else:
+        number = int(created_at.timestamp() * 1000) << 80 | secrets.randbits(80)
     digits = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}{separator}{digits}"
 

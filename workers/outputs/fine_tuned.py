@@ -65,12 +65,11 @@ class FineTunedOutput:
         choice = DeploymentChoice(**self.job.engine, idle_seconds=settings.fine_tuned_idle_seconds)
         suitable = choice.engine.suitable_queues
         queue = self.queue if self.queue in suitable else suitable[0]
-        # In the order of the steps, by which they are listed.
-        ids = sorted(new_id("ftckpt") for _ in self.models)
-        for checkpoint_id, named in zip(ids, self.models, strict=True):
+        for named in self.models:
             session.add(
                 FineTuningCheckpoint(
-                    id=checkpoint_id,
+                    # The ids, by which they are listed, are in the order of the steps.
+                    id=new_id("ftckpt"),
                     fine_tuning_job_id=self.job.id,
                     step=named.step,
                     name=named.name,
