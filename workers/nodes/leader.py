@@ -26,6 +26,8 @@ from workers.runs.results import ReportedError
 POLL_SECONDS = 0.5
 # A node's program ends seconds after one of another node has failed, unless it is stuck in a driver.
 FAILED_NODE_SECONDS = 10.0
+# The programs of all nodes end within seconds of each other; then each worker publishes its log.
+NODE_END_SECONDS = 30.0
 # What a process reports because of another one's failure, or because it was killed.
 CONSEQUENCES = (
     ErrorCode.rank_lost,
@@ -98,12 +100,24 @@ class GroupLeader:
         if self._failed_at is None and any(member.error for member in others):
             self._failed_at = time.monotonic()
 
-    def find_cause(self, own: TunesmithError | None, lease: Lease) -> TunesmithError | None:
+    def wait_for_ends(self, lease: Lease) -> None:
+        """Wait, within a bound, until the other nodes have published their files and reported their ends."""
+        if self._lost is not None:
+            return
+        seconds = NODE_END_SECONDS if self._failed_at is None else FAILED_NODE_SECONDS
+        deadline = time.monotonic() + seconds
+        while not all(member.has_ended or member.is_lost for member in self._list_others()):
+            if time.monotonic() > deadline or lease.lost.wait(POLL_SECONDS):
+                return
+
+    def find_cause(self, own: TunesmithError | None) -> TunesmithError | None:
         """Return the error of the run: the earliest of all nodes that is not the consequence of another."""
         if self._lost is not None:
             return self._lost
-        self._wait_for_reports(lease)
-        causes = [(own.code in CONSEQUENCES, time_of(own), own)] if own is not None else []
+        causes = []
+        if own is not None:
+            named = _name_node(0, self._worker.registration["name"], own)
+            causes.append((own.code in CONSEQUENCES, time_of(own), named))
         for member in self._list_others():
             if member.error is not None:
                 error = _as_error(member)
@@ -136,13 +150,6 @@ class GroupLeader:
     def _find_first_error(self) -> TunesmithError | None:
         errors = [_as_error(member) for member in self._list_others() if member.error is not None]
         return min(errors, key=time_of, default=None)
-
-    def _wait_for_reports(self, lease: Lease) -> None:
-        """Wait until the other programs have ended too, and their workers have written why."""
-        deadline = time.monotonic() + FAILED_NODE_SECONDS
-        while not all(member.has_ended or member.is_lost for member in self._list_others()):
-            if time.monotonic() > deadline or lease.lost.wait(POLL_SECONDS):
-                return
 
     def _list_others(self) -> list[MemberState]:
         try:
@@ -181,11 +188,11 @@ def time_of(error: TunesmithError) -> str:
 
 def _as_error(member: MemberState) -> ReportedError:
     error = member.error or {}
-    where = f"On node {member.node_rank} ({member.worker_name}): "
-    return ReportedError(
-        ErrorCode(error["code"]),
-        f"{where}{error['message']}",
-        error.get("hint"),
-        error.get("details"),
-        error.get("time"),
-    )
+    values = (error.get(name) for name in ("hint", "details", "time"))
+    reported = ReportedError(ErrorCode(error["code"]), error["message"], *values)
+    return _name_node(member.node_rank, member.worker_name, reported)
+
+
+def _name_node(rank: int, worker_name: str, error: TunesmithError) -> ReportedError:
+    message = f"On node {rank} ({worker_name}): {error.message}"
+    return ReportedError(error.code, message, error.hint, error.details, time_of(error))

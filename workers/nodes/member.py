@@ -8,7 +8,7 @@ from app.runs.groups.members import AttemptState, read_attempt, renew_member, up
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, database_now, read_session, transaction
-from app.tables import RunStatus
+from app.tables import Run, RunStatus
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
@@ -45,6 +45,13 @@ def execute_member(worker: WorkerContext, claimed: ClaimedRun) -> None:
             _NodeExecution(worker, claimed, lease).execute()
         except StaleAttempt as ended:
             logger.info("the node's part has ended: %s", ended, extra={"run_id": run.id})
+
+
+def report_failure(worker: WorkerContext, run: Run, error: TunesmithError) -> None:
+    """Write the worker's own error into its node's row; the leader then ends the attempt."""
+    values = {"ended_at": database_now(), "error": _describe(error)}
+    with transaction() as session:
+        update_member(session, run.id, run.attempt, worker.worker_id, **values)
 
 
 class _NodeExecution:
@@ -113,10 +120,12 @@ class _NodeExecution:
             while (exit_status := program.wait(POLL_SECONDS)) is None:
                 self._handle_stop(program)
                 self._report_error(launch)
-            self._report_end(self._find_error(program, launch, exit_status))
+            error = self._find_error(program, launch, exit_status)
         finally:
             program.kill()
             publish_files(launch.run_dir, self._run, self._rank)
+        # Only now: the leader waits for it, and the run has its files when it has ended.
+        self._report_end(error)
 
     def _must_stop(self) -> bool:
         """Return whether the run must stop; raises StaleAttempt if the attempt has ended."""

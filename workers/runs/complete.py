@@ -74,6 +74,8 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
     Raises StaleAttempt if this attempt no longer holds the run.
     """
     publish_files(launch.run_dir, attempt.run)
+    if attempt.group is not None:
+        attempt.group.wait_for_ends(attempt.lease)
     result = results.read_result(attempt.run, launch.run_dir)
     if result is not None:
         try:
@@ -90,7 +92,7 @@ def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> Tunesm
     own = _find_own_error(attempt, launch, exit_status)
     if attempt.group is None or attempt.stop_requested:
         return own
-    return attempt.group.find_cause(own, attempt.lease)
+    return attempt.group.find_cause(own)
 
 
 def _find_own_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> TunesmithError | None:
@@ -157,12 +159,8 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         batch = _retry_storing(attempt, lambda: publish_batch(run, launch, result))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return end_attempt(
-                attempt,
-                ArtifactStoreFull(
-                    f"The output of {run.id} does not fit into the artifact store.", recovery.DISK_FULL_HINT
-                ),
-            )
+            message = f"The output of {run.id} does not fit into the artifact store."
+            return end_attempt(attempt, ArtifactStoreFull(message, recovery.DISK_FULL_HINT))
         return end_attempt(
             attempt,
             OutputNotStored(

@@ -29,7 +29,7 @@ from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError, LaunchStopped
 from workers.inputs.served_models import DeploymentUse
 from workers.nodes.leader import GroupLeader, NodeLost, NodesDidNotMeet
-from workers.nodes.member import execute_member
+from workers.nodes.member import execute_member, report_failure
 from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
@@ -66,7 +66,10 @@ def execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
         failed = WorkerFailed(message, "The worker's own log contains the traceback.")
         # Otherwise the sweeper ends the attempt, but only once its lease has ended.
         with contextlib.suppress(*DATABASE_UNAVAILABLE):
-            _end_in_transaction(worker, run, AttemptOutcome(failed))
+            if claimed.node_rank:
+                report_failure(worker, run, failed)
+            else:
+                _end_in_transaction(worker, run, AttemptOutcome(failed))
     finally:
         worker.release_devices(claimed.devices)
 

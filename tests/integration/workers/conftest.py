@@ -23,7 +23,7 @@ __all__ = ["database_url", "postgres", "settings", "sqlite"]
 PROGRAM = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 run_dir = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
-attempt = int(run_dir.name.removeprefix("attempt-"))
+attempt = int(run_dir.name.split("-")[1])
 NOW = "2026-01-01T00:00:00+00:00"
 
 def write(name, text, mode="w"):
