@@ -7,7 +7,7 @@ from app.jobs.training_time import count_base_parameters
 from app.tables import Worker
 from app.workers.capable import filter_capable_workers
 from trainers.configs import Queue, StageKind, TrainingConfig
-from trainers.configs.backends.choice import PortableTrainingConfig, find_backend_fault
+from trainers.configs.backends.choice import find_backend_fault
 from trainers.configs.stage_config import AnyStage
 from trainers.preflight.memory.unified import least_unified_bytes, unified_share
 
@@ -21,8 +21,7 @@ def check_backend(
     if not isinstance(stage, TrainingConfig):
         return
     if (fault := find_backend_fault(stage, queue)) is not None:
-        field = "backend" if isinstance(stage, PortableTrainingConfig) else "queue"
-        yield field_error(f"{path}.{field}", f"On queue {queue}, {fault}.")
+        yield field_error(f"{path}.{fault.field}", f"On queue {queue}, {fault.reason}.")
     elif queue is Queue.mlx:
         yield from _check_unified_memory(stage, workers, path)
 

@@ -82,3 +82,22 @@ def test_an_adapter_on_a_4_bit_base_fits_where_its_base_does_not(
 ) -> None:
     stage = LARGE | {"tuning": {"quantization": "4bit"}}
     assert plan(client, stage, queue="mlx").status_code == 200
+
+
+@pytest.mark.parametrize("stage", [SFT, GRPO], ids=["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"precision": "bf16"}, "precision bf16 is not computed by a CPU; use auto or fp32, or queue cuda"),
+        ({"attention": "flash_attention_3"}, "attention flash_attention_3 has no kernel for a CPU"),
+        ({"optimizer": "paged_adamw_8bit"}, "use adamw_8bit, or queue cuda"),
+    ],
+)
+def test_a_setting_that_a_cpu_does_not_have_is_refused_at_its_field(
+    stage: dict[str, Any], setting: dict[str, str], message: str, client: TestClient, rows: Dataset
+) -> None:
+    for path in ("/api/v1/jobs/dry-run", "/api/v1/jobs"):
+        response = client.post(path, json={"name": "one", "queue": "cpu", "stages": [stage | setting]})
+        (fault,) = response.json()["error"]["fields"]
+        assert fault["field"] == f"stages.0.{next(iter(setting))}"
+        assert fault["message"].startswith("On queue cpu, ") and message in fault["message"]

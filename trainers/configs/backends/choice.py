@@ -1,14 +1,14 @@
 """The library that trains: torch, or MLX on a Mac."""
 
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from trainers.configs.backends.mlx_limits import list_mlx_obstacles
 from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineKind
-from trainers.configs.training import Optimizer, TrainingConfig
+from trainers.configs.training import Attention, Optimizer, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 
 
@@ -25,6 +25,13 @@ class BackendChoice(Config):
 
     backend: Backend = Field(description="`torch` or `mlx`.")
     reason: str = Field(description="Why this library was chosen.")
+
+
+class BackendFault(NamedTuple):
+    """Why a stage cannot run with its backend on a queue."""
+
+    field: str
+    reason: str
 
 
 class PortableTrainingConfig(ValidatedTrainingConfig):
@@ -70,7 +77,7 @@ class PortableTrainingConfig(ValidatedTrainingConfig):
     @model_validator(mode="after")
     def _check_backend(self) -> Self:
         if (fault := find_backend_fault(self, self.queue)) is not None:
-            raise ValueError(fault)
+            raise ValueError(fault.reason)
         return self
 
 
@@ -94,28 +101,51 @@ def describe_backend(config: StageConfig, queue: Queue) -> BackendChoice | None:
     return choose_backend(config, queue) if isinstance(config, TrainingConfig) else None
 
 
-def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> str | None:
+def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> BackendFault | None:
     """Return why the stage cannot run with its backend on the queue, and what is needed; None if it can."""
-    if queue is Queue.cpu and config.optimizer is Optimizer.paged_adamw_8bit:
-        return "optimizer paged_adamw_8bit pages the memory of GPUs; use adamw_8bit, or queue cuda"
+    if queue is Queue.cpu and choose_backend(config, queue).backend is not Backend.mlx:
+        if (fault := _find_cpu_fault(config)) is not None:
+            return fault
     if isinstance(config, PortableTrainingConfig):
         if config.backend is Backend.mlx and queue is Queue.cuda:
-            return "backend mlx does not run on queue cuda; set queue to mlx, or backend to torch"
+            reason = "backend mlx does not run on queue cuda; set queue to mlx, or backend to torch"
+            return BackendFault("backend", reason)
         if config.backend is Backend.torch and queue is Queue.mlx:
-            return "backend torch does not use the Apple chip of queue mlx; set queue to cpu, or omit backend"
+            reason = (
+                "backend torch does not use the Apple chip of queue mlx; set queue to cpu, or omit backend"
+            )
+            return BackendFault("backend", reason)
         if choose_backend(config, queue).backend is not Backend.mlx:
             return _find_torch_fault(config, queue)
     elif queue is not Queue.mlx:
         return None
     obstacles = config.mlx_obstacles
-    return f"it cannot be trained with MLX: {'; '.join(obstacles)}" if obstacles else None
+    if not obstacles:
+        return None
+    field = "backend" if isinstance(config, PortableTrainingConfig) else "queue"
+    return BackendFault(field, f"it cannot be trained with MLX: {'; '.join(obstacles)}")
 
 
-def _find_torch_fault(config: PortableTrainingConfig, queue: Queue | None) -> str | None:
+def _find_cpu_fault(config: TrainingConfig) -> BackendFault | None:
+    """Return the setting that torch has on GPUs alone."""
+    if config.precision.has_16_bits:
+        reason = f"precision {config.precision} is not computed by a CPU; use auto or fp32, or queue cuda"
+        return BackendFault("precision", reason)
+    if config.attention in (Attention.flash_attention_2, Attention.flash_attention_3):
+        reason = f"attention {config.attention} has no kernel for a CPU; use auto, or queue cuda"
+        return BackendFault("attention", reason)
+    if config.optimizer is Optimizer.paged_adamw_8bit:
+        reason = "optimizer paged_adamw_8bit pages the memory of GPUs; use adamw_8bit, or queue cuda"
+        return BackendFault("optimizer", reason)
+    return None
+
+
+def _find_torch_fault(config: PortableTrainingConfig, queue: Queue | None) -> BackendFault | None:
     """Return why torch cannot train the stage; None also while its queue is still to be chosen."""
     is_chosen = queue is not None or config.backend is Backend.torch
     if is_chosen and config.publishes_base:
-        return (
+        reason = (
             "tuning.publish_dequantized_base is a part of MLX's program alone; set queue to mlx, or remove it"
         )
+        return BackendFault("backend", reason)
     return None

@@ -28,7 +28,7 @@ def with_mlx(config: C) -> C:
     config = config.model_copy(update={"backend": Backend.mlx})
     if (fault := find_backend_fault(config, config.queue)) is not None:
         raise ConfigInvalid(
-            f"The stage {config.stage} cannot run: {fault}.",
+            f"The stage {config.stage} cannot run: {fault.reason}.",
             f"Change these settings, or run `python -m trainers.{config.stage}`.",
         )
     return config
