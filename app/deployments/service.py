@@ -9,7 +9,7 @@ from app.deployments import lifecycle
 from app.deployments.create import build_deployment, insert_deployment
 from app.deployments.schemas import DeploymentCreate, DeploymentView, deployment_view
 from app.deployments.waiting import explain_unclaimed
-from app.http.errors import Conflict, NotFound
+from app.http.errors import Conflict, NotFound, field_error
 from app.http.paging import PageQuery, paginate_newest_first
 from app.keys.limits import check_names
 from app.models import references
@@ -20,6 +20,7 @@ from app.tables import Deployment, DeploymentStatus, current_status
 from app.workers import service as workers
 from app.workers.queue_choice import QueueChooser
 from trainers.configs import StageKind
+from trainers.configs.engines import list_unread_options
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -43,11 +44,21 @@ def create_deployment(session: Session, body: DeploymentCreate, key_id: str) -> 
     """
     check_names(session, key_id, [body.name])
     check_template(body.model, "model")
+    _check_options(body)
     reference = str(references.resolve_model(session, body.model, "model"))
     check_deployed_model(session, reference, body, "model")
     chooser = QueueChooser(session, get_settings(), workers.AliveWorkers(get_settings()))
     queue = body.queue or chooser.choose(StageKind.deploy, body.engine.suitable_queues).queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
+
+
+def _check_options(body: DeploymentCreate) -> None:
+    """Raise UnprocessableContent for an option that was set and that the engine does not read."""
+    options = body.options.model_dump(exclude_defaults=True)
+    for option, needed in list_unread_options(body.engine):
+        if option in options:
+            message = f"options.{option} has no effect: {needed}, or omit options.{option}."
+            raise field_error(f"options.{option}", message)
 
 
 def list_deployments(

@@ -16,6 +16,7 @@ from app.jobs.graph.nodes import check_nodes
 from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
+from app.jobs.graph.unused_fields import check_unused_fields
 from app.jobs.plan_checks import (
     check_batch,
     check_deployment,
@@ -88,6 +89,7 @@ def resolve_stages(
         errors += check_python_graders(stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
         errors += check_nodes(stage, choice.queue, path, settings, has_own_host=spec.host is not None)
+        errors += check_unused_fields(stage, path)
         errors += check_backend(stage, choice.queue, alive.read(session), path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)

@@ -36,7 +36,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, 
 
 
 class _Sequence:
-    """The numbers of this process's ids; those of one millisecond have the order in which they were asked for."""
+    """The numbers of this process's ids; within a millisecond in the order of the calls."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -175,9 +175,7 @@ class EngineChoice(Config):
         parsers = SUPPORTED_TOOL_CALL_PARSERS[engine]
         _check_supported("tool_call_parser", options.tool_call_parser, parsers, engine)
         if options.tensor_parallel > 1 and engine in (EngineKind.hf, EngineKind.mlx):
-            raise ValueError(
-                f"options.tensor_parallel is for vllm and sglang; {engine} runs on a single device"
-            )
+            raise ValueError(f"options.tensor_parallel is for vllm and sglang; {engine} runs on one device")
         if options.sleep_mode and engine is not EngineKind.vllm:
             raise ValueError(f"options.sleep_mode is for vllm; {engine} does not support it")
         return self
@@ -186,6 +184,21 @@ class EngineChoice(Config):
 def check_quantization(engine: EngineKind, options: EngineOptions) -> None:
     """Raise ValueError for a quantization that the engine does not apply."""
     _check_supported("quantization", options.quantization, SUPPORTED_QUANTIZATIONS[engine], engine)
+
+
+# Options that the other engines do not read.
+_OPTIONS_OF_ENGINES = {
+    "memory_share": (EngineKind.vllm, EngineKind.sglang),
+    "prefix_caching": (EngineKind.vllm, EngineKind.sglang),
+    "cpu_cache_gib": (EngineKind.vllm,),
+}
+
+
+def list_unread_options(engine: EngineKind) -> Iterable[tuple[str, str]]:
+    """Yield each option that the engine does not read, and what it would need."""
+    for option, engines in _OPTIONS_OF_ENGINES.items():
+        if engine not in engines:
+            yield option, f"{engine} does not have it; set engine to {' or '.join(engines)}"
 
 
 # Options that only change how text is generated.
@@ -203,10 +216,8 @@ def check_task(
     if task is EngineTask.generate:
         if pooling is not None:
             raise ValueError("pooling is for an embedding model: set task to embed")
-        if len(adapters) > options.max_adapters:
-            raise ValueError(
-                f"{len(adapters)} adapters are more than options.max_adapters={options.max_adapters}"
-            )
+        if (count := len(adapters)) > options.max_adapters:
+            raise ValueError(f"{count} adapters are more than options.max_adapters={options.max_adapters}")
         return
     if engine is EngineKind.mlx:
         raise ValueError("mlx does not compute embeddings: use hf or vllm for the task embed")

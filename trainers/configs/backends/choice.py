@@ -103,9 +103,9 @@ def describe_backend(config: StageConfig, queue: Queue) -> BackendChoice | None:
 
 def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> BackendFault | None:
     """Return why the stage cannot run with its backend on the queue, and what is needed; None if it can."""
-    if queue is Queue.cpu and choose_backend(config, queue).backend is not Backend.mlx:
-        if (fault := _find_cpu_fault(config)) is not None:
-            return fault
+    uses_cpu = queue is Queue.cpu and choose_backend(config, queue).backend is not Backend.mlx
+    if uses_cpu and (fault := _find_cpu_fault(config)) is not None:
+        return fault
     if isinstance(config, PortableTrainingConfig):
         if config.backend is Backend.mlx and queue is Queue.cuda:
             reason = "backend mlx does not run on queue cuda; set queue to mlx, or backend to torch"
