@@ -45,6 +45,7 @@ from app.scheduling.sweeper import create_sweeper
 from app.settings import get_settings
 from app.storage import endpoints as storage
 from app.storage.database import get_engine
+from app.web.application import mount_pages, share_stopping
 from app.webhooks import endpoints as webhooks
 from app.webhooks.sender import WebhookSender
 from app.worker_credentials import endpoints as worker_credentials
@@ -104,6 +105,7 @@ def create_app(limits: RateLimits | None = None, counted: Counted = REGISTRY) ->
     _include_api(app)
     app.include_router(health.router)
     app.mount(OPENAI_PREFIX, create_openai_app())
+    mount_pages(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     configure_app(app, limits, counted)
     return app
@@ -113,6 +115,7 @@ def configure_app(app: FastAPI, limits: RateLimits | None = None, counted: Count
     """Apply the settings, in place of earlier ones: tests serve one application with the settings of each."""
     origins = OriginPolicy(get_settings().allowed_origins)
     app.state.stopping = threading.Event()
+    share_stopping(app, app.state.stopping)
     app.state.gateway = create_gateway(origins, limits or RateLimits())
     app.state.counted = counted
     app.state.readiness = health.ReadinessChecks()

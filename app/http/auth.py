@@ -7,7 +7,7 @@ of a public service is revoked.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -38,6 +38,22 @@ class Caller:
     concurrent_requests: int | None = None
     tokens_per_day: int | None = None
     models: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> Self:
+        """Return the caller that presents a key."""
+        return cls(
+            key.id,
+            frozenset(key.scopes),
+            key.requests_per_minute,
+            key.concurrent_requests,
+            key.tokens_per_day,
+            None if key.models is None else tuple(key.models),
+        )
+
+    def may(self, scope: Scope) -> bool:
+        """Return whether the caller has the scope; `admin` contains all."""
+        return not self.scopes.isdisjoint({scope, Scope.admin})
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden if the caller lacks the scope."""
@@ -123,14 +139,7 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
         key, outdated = found
         if outdated and _LAST_USE_INCIDENT.seconds_since_failure > LAST_USE_RETRY_SECONDS:
             _record_last_use(key.id)
-        return Caller(
-            key.id,
-            frozenset(key.scopes),
-            key.requests_per_minute,
-            key.concurrent_requests,
-            key.tokens_per_day,
-            None if key.models is None else tuple(key.models),
-        )
+        return Caller.of(key)
     if not is_open:
         message = "The API key is unknown or revoked." if token else "The request has no API key."
         raise Unauthorized(message, hint="Send `Authorization: Bearer ts_…`. " + CREATE_KEY_HINT)

@@ -18,6 +18,8 @@ from serving.http.limits import MAX_BODY_BYTES
 from trainers.configs.base import NAME_PATTERN, PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
 
+# Exceptions of others that `as_http_error` converts.
+CONVERTED_ERRORS: tuple[type[Exception], ...] = (HTTPException, DataError)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 SEND_JSON_HINT = "Send a JSON object in UTF-8 with the header Content-Type: application/json."
 # Replacements for pydantic messages that describe its internals instead of what to change.
@@ -67,8 +69,8 @@ def install_error_handlers(app: FastAPI) -> None:
     """Make the app return an `ErrorResponse` for every error of a request."""
     app.add_exception_handler(HttpError, _handle_http_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
-    app.add_exception_handler(HTTPException, _handle_http_exception)
-    app.add_exception_handler(DataError, _handle_http_exception)
+    for error in CONVERTED_ERRORS:
+        app.add_exception_handler(error, _handle_http_exception)
 
 
 def error_response(error: HttpError, headers: dict[str, str] | None = None) -> JSONResponse:

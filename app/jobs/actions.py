@@ -6,6 +6,7 @@ the decision and the update. A worker locks the run that it ends before those th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -97,6 +98,43 @@ RESUME = Action(
 RETRYABLE = (RunStatus.failed, RunStatus.cancelled)
 
 
+class JobAction(StrEnum):
+    """What a person can do with a job."""
+
+    pause = "pause"
+    resume = "resume"
+    retry = "retry"
+    cancel = "cancel"
+    delete = "delete"
+
+
+@dataclass(frozen=True)
+class ActionState:
+    """Whether the status of a job allows an action now."""
+
+    action: JobAction
+    is_allowed: bool
+    statuses: tuple[RunStatus, ...]
+    """The statuses of a job that allow it."""
+
+
+def list_actions(runs: Sequence[Run]) -> list[ActionState]:
+    """Return each action on the job of these runs, with the result of the check that the action makes.
+
+    An action that has been done already changes nothing, so it is not allowed here.
+    """
+    status = find_deciding_run(runs).status
+    states = [
+        ActionState(action, status in rule.transitions and status not in rule.done, tuple(rule.transitions))
+        for action, rule in ((JobAction.pause, PAUSE), (JobAction.resume, RESUME))
+    ]
+    states.append(ActionState(JobAction.retry, _is_retryable(runs), RETRYABLE))
+    states.append(ActionState(JobAction.cancel, status in CANCEL.transitions, tuple(CANCEL.transitions)))
+    finished = tuple(each for each in RunStatus if each.finished and each is not RunStatus.skipped)
+    states.append(ActionState(JobAction.delete, all(run.status.finished for run in runs), finished))
+    return states
+
+
 def cancel(session: Session, job_id: str) -> Job:
     """Cancel all unfinished runs of a job: at once, or when their programs have stopped."""
     return _act(session, job_id, CANCEL)
@@ -126,10 +164,8 @@ def retry(session: Session, job_id: str, key_id: str) -> Job:
     """
     _check_models(session, job_id, key_id)
     runs = _lock_runs(session, job_id)
-    status = find_deciding_run(runs).status
-    has_ended = any(run.status in RETRYABLE and not run.handled for run in runs)
-    if status not in (*RETRYABLE, RunStatus.queued, RunStatus.running) or not has_ended:
-        raise _conflict(job_id, status, RETRYABLE, "retried")
+    if not _is_retryable(runs):
+        raise _conflict(job_id, find_deciding_run(runs).status, RETRYABLE, "retried")
     plan = list(graph.plan_retry(runs, graph.load_needs(session, job_id)))
     for run, to in plan:
         lifecycle.move(session, run.id, to, values=RETRY_VALUES if to is RunStatus.queued else None)
@@ -174,6 +210,13 @@ def delete(session: Session, job_id: str) -> None:
     session.execute(sa.delete(JobHost).where(col(JobHost.job_id) == job_id))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
+
+
+def _is_retryable(runs: Sequence[Run]) -> bool:
+    """Return whether a run has failed or was cancelled; other branches may still be running."""
+    status = find_deciding_run(runs).status
+    has_ended = any(run.status in RETRYABLE and not run.handled for run in runs)
+    return status in (*RETRYABLE, RunStatus.queued, RunStatus.running) and has_ended
 
 
 def _check_models(session: Session, job_id: str, key_id: str) -> None:

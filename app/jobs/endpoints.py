@@ -103,9 +103,17 @@ def list_jobs(
         list[Annotated[str, Field(json_schema_extra={"pattern": "^[^:]*:"})]] | None,
         Query(description="`key:value`; a job must have all labels that are given."),
     ] = None,
+    search: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            description="Return only jobs whose name contains this text, in any case; only the newest "
+            "100,000 jobs are searched.",
+        ),
+    ] = None,
 ) -> Page[JobSummaryView]:
     """List jobs, newest first."""
-    jobs, after = listing.list_jobs(session, paging, status, name, label or [])
+    jobs, after = listing.list_jobs(session, paging, status, name, label or [], search)
     return Page(items=jobs, next=after)
 
 

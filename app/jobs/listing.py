@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, select
+from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
@@ -16,9 +16,18 @@ from app.tables import Job, JobLabel, Run, RunStatus
 # The column with the job ids of a table, and the conditions on its rows.
 Filter = tuple[Any, list[ColumnElement[bool]]]
 
+# No index finds a part of a name, so a search reads the names of this many jobs at most, the newest.
+MAX_SEARCHED_JOBS = 100_000
+_ESCAPES = str.maketrans({character: f"/{character}" for character in "/%_"})
+
 
 def list_jobs(
-    session: Session, paging: PageQuery, status: RunStatus | None, name: str | None, labels: Sequence[str]
+    session: Session,
+    paging: PageQuery,
+    status: RunStatus | None,
+    name: str | None,
+    labels: Sequence[str],
+    search: str | None = None,
 ) -> tuple[list[JobSummaryView], str | None]:
     """Return a page of jobs, newest first, that match all filters; a label is `key:value`.
 
@@ -30,6 +39,8 @@ def list_jobs(
     # Few jobs have a status other than `succeeded`, so such a filter is the most selective one.
     filters = filters + by_status if status is RunStatus.succeeded else by_status + filters
     statement, key = _build_query(filters)
+    if search:
+        statement = statement.where(*_contain(search))
     jobs, after = paginate_newest_first(session, statement, key, paging)
     runs = _runs_by_job(session, [job.id for job in jobs])
     # A job without runs was deleted after it was read.
@@ -50,6 +61,14 @@ def _build_query(filters: Sequence[Filter]) -> tuple[Select[Job], Any]:
     return statement.where(
         *(exists().where(column == key, *conditions) for column, conditions in others)
     ), key
+
+
+def _contain(search: str) -> list[ColumnElement[bool]]:
+    """Return the conditions that a job's name contains a text, and that it is not too old to be searched."""
+    newest = select(col(Job.id)).order_by(col(Job.id).desc()).offset(MAX_SEARCHED_JOBS).limit(1)
+    pattern = f"%{search.translate(_ESCAPES)}%"
+    oldest = func.coalesce(newest.scalar_subquery(), "")
+    return [col(Job.name).ilike(pattern, escape="/"), col(Job.id) >= oldest]
 
 
 def _name_filter(name: str) -> Filter:

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.jobs.graph.status import find_deciding_run
-from app.runs.schemas import ErrorView, RunView, RunWarningView, progress
+from app.runs.main_metric import MainMetricView, find_main_metric
+from app.runs.schemas import ErrorView, RunView, RunWarningView, eta_seconds, progress
 from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, GateOutcome, Queue, StageKind
 from trainers.configs.backends.choice import BackendChoice
 from trainers.configs.base import MAX_NEEDS, PRINTABLE_PATTERN
 from trainers.configs.clouds.offers import HostSpec
 from trainers.configs.resume_guarantee import ResumeGuarantee
+from trainers.runtime.error_codes import ErrorCode
 
 JobName = Annotated[
     str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
@@ -77,6 +79,14 @@ class StageSummaryView(BaseModel):
     queue: Queue = Field(description="Hardware that it runs on.")
     status: RunStatus = Field(description="State of the run.")
     progress: float = Field(description="Share of the steps that are done, from 0 to 1.")
+    eta_seconds: float | None = Field(description="Estimated time until the last step; null if unknown.")
+    started_at: datetime | None = Field(description="When the first attempt started.")
+    finished_at: datetime | None = Field(description="When it succeeded, failed or was cancelled.")
+    worker_id: str | None = Field(description="Id of the worker that executes it now.")
+    error_code: ErrorCode | None = Field(description="Why it failed or was ended.")
+    metric: MainMetricView | None = Field(
+        description="The value that says most about its outcome; null until there is one."
+    )
 
 
 class JobSummaryView(BaseModel):
@@ -88,6 +98,9 @@ class JobSummaryView(BaseModel):
     priority: int = Field(description="A higher priority starts first.")
     status: RunStatus = Field(description=JOB_STATUS)
     created_at: datetime = Field(description="When it was submitted.")
+    started_at: datetime | None = Field(description="When the first of its runs started.")
+    finished_at: datetime | None = Field(description="When the last of its runs ended; null until then.")
+    metric: MainMetricView | None = Field(description="That of its last stage that has one.")
     stages: list[StageSummaryView] = Field(description="Its runs in order.")
 
 
@@ -215,12 +228,23 @@ def summary_view(job: Job, runs: Sequence[Run]) -> JobSummaryView:
             queue=run.queue,
             status=run.status,
             progress=progress(run),
+            eta_seconds=eta_seconds(run),
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            worker_id=run.worker_id,
+            error_code=ErrorCode(run.error["code"]) if run.error else None,
+            metric=find_main_metric(run),
         )
         for run in runs
     ]
+    has_ended = all(run.status.finished for run in runs)
+    ends = [run.finished_at for run in runs]
     return JobSummaryView(
         **job.model_dump(include={"id", "name", "labels", "priority", "created_at"}),
         status=find_deciding_run(runs).status,
+        started_at=min(filter(None, (run.started_at for run in runs)), default=None),
+        finished_at=max(filter(None, ends), default=None) if has_ended else None,
+        metric=next((stage.metric for stage in reversed(stages) if stage.metric is not None), None),
         stages=stages,
     )
 

@@ -25,6 +25,7 @@ from app.tables import (
     Run,
     TokenUse,
     WebhookDelivery,
+    WebSession,
     Worker,
     WorkerCredential,
 )
@@ -34,13 +35,16 @@ MAX_ALIAS_VERSIONS = 1000
 
 
 def delete_records(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    """Delete the rows of what ended long ago, such as workers, keys, deliveries, datasets and models.
+    """Delete the rows of what ended long ago, such as workers, keys, deliveries, datasets, models and logins.
 
     Of the versions of an alias, the newest stay.
     """
-    if not settings.record_days:
-        return
-    for table, condition in _expired_records(database_now(-settings.record_days * DAY_SECONDS)):
+    expired: list[tuple[type[Any], ColumnElement[bool]]] = [
+        (WebSession, col(WebSession.expires_at) < database_now())
+    ]
+    if settings.record_days:
+        expired += _expired_records(database_now(-settings.record_days * DAY_SECONDS))
+    for table, condition in expired:
         with read_session() as session:
             ids = session.scalars(select(table.id).where(condition)).all()
         if ids and not dry_run:

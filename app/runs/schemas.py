@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.runs.main_metric import MetricSummaryView
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import GateOutcome, Queue, StageKind
 from trainers.configs.backends.choice import BackendChoice, describe_backend
@@ -97,6 +98,10 @@ class RunView(BaseModel):
     config: dict[str, Any] = Field(description="The stage with every default resolved.")
     result: dict[str, Any] | None = Field(
         description="The output of the program; its fields depend on the stage."
+    )
+    metrics: dict[str, MetricSummaryView] = Field(
+        description="The last and the extreme values of each metric, by name; empty for a run of a version "
+        "that did not record them, whose events contain all values."
     )
     model_id: str | None = Field(description="Id of the registry model that the run produced.")
     inputs: dict[str, Any] | None = Field(
@@ -230,7 +235,8 @@ def run_view(
     `needs` are the names of the stages that it needs directly, `members` the workers of its last attempt.
     """
     return RunView(
-        **run.model_dump(include=RunView.model_fields.keys() & Run.model_fields.keys()),
+        **run.model_dump(include=RunView.model_fields.keys() & Run.model_fields.keys() - {"metrics"}),
+        metrics=run.metrics or {},
         needs=needs,
         when=GateOutcome(run.config.get("when", GateOutcome.met)),
         waiting_for=waiting_for,

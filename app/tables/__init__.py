@@ -5,6 +5,7 @@ from app.tables.checkpoint import Checkpoint
 from app.tables.clients.api_key import ApiKey, Scope
 from app.tables.clients.creation import CreationRecord
 from app.tables.clients.token_use import TokenUse
+from app.tables.clients.web_session import WebSession
 from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
 from app.tables.clients.worker_credential import WorkerCredential
 from app.tables.dataset import Dataset
@@ -82,6 +83,7 @@ __all__ = [
     "Upload",
     "UploadPart",
     "UploadStatus",
+    "WebSession",
     "Webhook",
     "WebhookDelivery",
     "Worker",

@@ -137,6 +137,9 @@ class Run(SQLModel, table=True):
         "the job, or as a run of a sweep: the failure does not decide the job's status.",
     )
     result: dict[str, Any] | None = Field(default=None, sa_type=Json)
+    metrics: dict[str, Any] | None = Field(
+        default=None, sa_type=Json, description="The last and the extreme values of each metric, by name."
+    )
     model_id: str | None = Field(default=None, foreign_key="model.id")
     inputs: dict[str, Any] | None = Field(
         default=None,

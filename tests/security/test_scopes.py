@@ -1,5 +1,6 @@
 """A key allows the requests of its scopes and no others, on every route, until it is revoked."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,13 @@ from app.keys import service
 from app.openai_api.application import create_openai_app
 from app.storage.database import transaction
 from app.tables import Scope
+from app.web.application import list_page_routes
 from tests.application import built_app
 from tests.security.regression import Regression, ignore
 
 PUBLIC = {"/healthz", "/readyz"}
+# Pages without a login, and those that change only the visitor's own cookies.
+PUBLIC_PAGES = ("/login", "/logout", "/preferences", "/assets/")
 ANY_KEY = {"/api/v1/keys/self"}
 # The other routes of the API need `read` for GET, and `write` for all other methods.
 NEEDED_SCOPES = {
@@ -113,6 +117,45 @@ def test_a_revoked_key_opens_nothing(client: TestClient, keys: dict[Scope, dict[
     for scope in set(Scope) - {Scope.read}:
         for method, path in ROUTES:
             assert send(client, method, path, keys[scope]) == 401, f"{scope} on {method} {path}"
+
+
+def test_a_page_needs_a_login_with_its_scope(
+    client: TestClient, make_key: Callable[..., dict[str, str]], keys: dict[Scope, dict[str, str]]
+) -> None:
+    client.headers["Accept"] = "text/html"
+    paths = [
+        (method, route.path.replace("{", "none_").replace("}", ""))
+        for route in list_page_routes()
+        for method in route.methods or ()
+        if method != "HEAD" and not route.path.startswith(PUBLIC_PAGES) and route.path != "/"
+    ]
+    statuses = {client.request(method, path, follow_redirects=False).status_code for method, path in paths}
+    assert len(paths) > 4 and statuses <= {303, 401, 403, 422}
+    log_in(client, keys[Scope.read])
+    changes = [path for method, path in paths if method not in ("GET", "HEAD")]
+    csrf = {"X-CSRF-Token": find_csrf(client)}
+    assert {client.post(path, headers=csrf).status_code for path in changes} == {403}
+
+
+@pytest.mark.parametrize("scope", [Scope.write, Scope.inference, Scope.worker])
+def test_a_key_without_read_opens_no_page(
+    client: TestClient, keys: dict[Scope, dict[str, str]], scope: Scope
+) -> None:
+    assert log_in(client, keys[scope]) == 403
+    assert client.get("/jobs", follow_redirects=False).status_code in (303, 401)
+
+
+def find_csrf(client: TestClient) -> str:
+    found = re.search('name="csrf" content="([0-9a-f]+)"', client.get("/login").text)
+    assert found is not None
+    return found[1]
+
+
+def log_in(client: TestClient, headers: dict[str, str]) -> int:
+    """Log in at the pages with the key of a header, and return the status."""
+    key = headers["Authorization"].removeprefix("Bearer ")
+    fields = {"csrf": find_csrf(client), "key": key}
+    return client.post("/login", data=fields, follow_redirects=False).status_code
 
 
 REGRESSIONS = [

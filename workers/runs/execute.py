@@ -138,7 +138,7 @@ class _RunExecution:
                 self._run_with_engines(launch, launch.config, devices)
             else:
                 # Created before the program starts: a checkpoint to resume from is not new.
-                follower = RunDirFollower(launch.run_dir)
+                follower = RunDirFollower(launch.run_dir, self.run.metrics)
                 if self.group is None:
                     self._run_program(launch, follower)
                 else:
@@ -165,7 +165,7 @@ class _RunExecution:
 
     def _run_with_engines(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
         """Run the program once for each engine that it needs; the last time, it completes its work."""
-        follower = RunDirFollower(launch.run_dir)
+        follower = RunDirFollower(launch.run_dir, self.run.metrics)
         incomplete = find_incomplete_models(config, launch.run_dir)
         groups = group_models(config, {role: config.engine_models[role] for role in incomplete})
         for position, group in enumerate(groups):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.runs.attempt_outcome import NewEvent
+from app.runs.main_metric import extend_summary
 from app.tables import EventType
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import MetricsEvent, ProgramEvent, ResumedEvent, WarningEvent
@@ -36,7 +37,8 @@ class RunDirFollower:
     It must be created before the program starts, so that the checkpoint to resume from is not new.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, metrics: dict[str, Any] | None = None) -> None:
+        """Begin with the summary of the `metrics` of earlier attempts."""
         self._run_dir = run_dir.resolve()
         self._log = FileTail(run_dir / files.LOG)
         self._events = FileTail(run_dir / files.EVENTS)
@@ -44,6 +46,7 @@ class RunDirFollower:
         self._last_saved_step = -1
         self._first_event: tuple[float, int] | None = None
         self._error_seen_at: float | None = None
+        self._metrics = dict(metrics or {})
         self.save_seconds = 0.0
         """The longest time for which this attempt waited for a checkpoint."""
 
@@ -77,6 +80,8 @@ class RunDirFollower:
         changes.values |= {**steps, **self._measure_pace(event.step, event.time.timestamp())}
         if isinstance(event, MetricsEvent):
             changes.events.append(NewEvent(EventType.metrics, event.values, event.step))
+            self._metrics = extend_summary(self._metrics, event.values, event.step)
+            changes.values["metrics"] = self._metrics
             return
         # Of several progress events in one poll, only the last is worth a row.
         changes.events = [earlier for earlier in changes.events if earlier.type is not EventType.progress]

@@ -52,6 +52,7 @@ HIDDEN = (
     "stored_response",
     "upload",
     "upload_part",
+    "web_session",
     "worker_credential",
 )
 HIDDEN_COLUMNS = {

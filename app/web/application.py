@@ -1,0 +1,54 @@
+"""The application of the pages, mounted at the root of the service."""
+
+import threading
+
+from fastapi import Depends, FastAPI
+from starlette.routing import BaseRoute, Route
+
+from app.http.text_check import refuse_unstorable_text
+from app.web import static_files
+from app.web.errors import install_page_errors
+from app.web.mount import PagesMount
+from app.web.views import account, jobs
+from serving.http.limits import MAX_BODY_BYTES
+
+VIEWS = (
+    account,
+    jobs,
+)
+
+
+def create_pages() -> FastAPI:
+    """Create the application of the pages."""
+    app = FastAPI(
+        openapi_url=None,
+        dependencies=[Depends(refuse_unstorable_text)],
+        max_body_size=MAX_BODY_BYTES,
+        redirect_slashes=False,
+    )
+    install_page_errors(app)
+    app.include_router(static_files.router)
+    for view in VIEWS:
+        app.include_router(view.router)
+    return app
+
+
+def list_page_routes() -> list[Route]:
+    """Return the routes of all views and of the static files."""
+    routes: list[BaseRoute] = [
+        route for router in (static_files.router, *(view.router for view in VIEWS)) for route in router.routes
+    ]
+    return [route for route in routes if isinstance(route, Route)]
+
+
+def mount_pages(app: FastAPI) -> None:
+    """Mount the pages below every route that the service has."""
+    pages = create_pages()
+    app.router.routes.append(PagesMount(pages, [route.path for route in list_page_routes()]))
+    app.state.pages = pages
+
+
+def share_stopping(app: FastAPI, stopping: threading.Event) -> None:
+    """Make the streams of the pages end when the service stops."""
+    if (pages := getattr(app.state, "pages", None)) is not None:
+        pages.state.stopping = stopping
