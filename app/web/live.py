@@ -1,7 +1,7 @@
 """Live pages: a stream of server-sent events with the parts of a page that have changed.
 
-A stream reads the state of its page every second or so, in a short session and a thread of the pool that it
-gives back. It renders only if the state has changed, and sends only the parts that differ from those that it
+A stream reads the state of its page every second, with a session and a thread for the time of the reading. It
+renders only if the state has changed, and sends only the parts that differ from those that it
 has sent. Each poll checks the login again. `static/live.js` is the other end.
 """
 
