@@ -161,30 +161,31 @@ def become_engine(serving: ServingOptions, host: str, port: int) -> NoReturn:
 def chat(serving: ServingOptions) -> None:
     """Start the engine, and chat with its last adapter, or with the base if there is none."""
     from serving.chat_cli import ChatSession
-    from serving.engines.child_engine import free_port, latest_model_name, run_engine
+    from serving.engines.child_engine import latest_model_name, run_engine
+    from trainers.runtime.ports import HeldPort
 
     print(f"Starting {serving.engine} …", file=sys.stderr)
-    engine, config = serving.make_engine(LOOPBACK, free_port(LOOPBACK))
     with (
+        HeldPort(LOOPBACK) as port,
         tempfile.TemporaryDirectory() as folder,
         run_engine(
-            engine,
-            config,
+            *(served := serving.make_engine(LOOPBACK, port.number)),
             Path(folder) / "engine.log",
             own_session=True,
             extra_arguments=serving.engine_arguments,
         ) as address,
     ):
-        name = latest_model_name(engine, config)
+        name = latest_model_name(*served)
         ChatSession(address, name, serving.system_prompt, dict(serving.sampling)).run()
 
 
 def complete_rows(serving: ServingOptions, input: Path | None, output: Path | None) -> None:
     """Complete the rows of a file, as the stage `generate` does."""
-    from serving.engines.child_engine import free_port, latest_model_name, run_engine
+    from serving.engines.child_engine import latest_model_name, run_engine
     from trainers.configs.stages.generate import GenerateConfig
     from trainers.evaluation import row_completions
     from trainers.runtime.endpoints import Endpoint
+    from trainers.runtime.ports import HeldPort
 
     if input is None or output is None:
         missing = "--input" if input is None else "--output"
@@ -202,8 +203,8 @@ def complete_rows(serving: ServingOptions, input: Path | None, output: Path | No
     prompts = row_completions.load_prompts(config)
     remaining = row_completions.skip_completed(prompts, output)
     n_kept = len(prompts) - len(remaining)
-    engine, engine_config = serving.make_engine(LOOPBACK, free_port(LOOPBACK))
-    with ProgressBar() as bar:
+    with HeldPort(LOOPBACK) as port, ProgressBar() as bar:
+        engine, engine_config = serving.make_engine(LOOPBACK, port.number)
         bar.show(n_kept, len(prompts))
         if remaining:
             with run_engine(engine, engine_config, output.with_suffix(".engine.log")) as url:

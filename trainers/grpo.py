@@ -239,12 +239,13 @@ def _run_sampler(
         adapter_rank(config),
         config.vllm_memory_share,
         device,
+        config.engine_timeout_seconds,
     )
     with ExitStack() as stack:
         # On a CPU, one engine uses all cores.
         has_own = is_main_process() or device == "cuda"
         engine = stack.enter_context(run_engine(settings, run_dir)) if has_own else None
-        yield stack.enter_context(open_sampler(engine, run_dir, config.seed))
+        yield stack.enter_context(open_sampler(engine, run_dir, config.seed, config.engine_timeout_seconds))
 
 
 def check_engine_share(config: GrpoConfig, precision: Precision, host: HostMemory) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from serving.engines.engine import START_TIMEOUT_SECONDS, Engine, EngineConfig, EngineRequestFailed
 from trainers.runtime.errors import EngineFailed
-from trainers.runtime.process_tree import MARKER, kill_abandoned_processes, kill_processes, new_marker
+from trainers.runtime.process_tree import kill_abandoned_processes, kill_processes, mark, new_marker
 
 POLL_SECONDS = 0.2
 LOG_TAIL_BYTES = 4000
@@ -48,7 +47,7 @@ def run_engine(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **engine.environment(config), MARKER: marker},
+                env={**os.environ, **engine.environment(config), **mark(marker)},
                 start_new_session=own_session,
             )
     except OSError as error:
@@ -69,14 +68,6 @@ def run_engine(
             child.wait()
         # An engine that was killed, or that crashed, leaves its workers.
         kill_processes(marker)
-
-
-def free_port(host: str) -> int:
-    """Return a port of this host that is not in use now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def latest_model_name(engine: Engine, config: EngineConfig) -> str:

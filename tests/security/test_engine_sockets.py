@@ -20,7 +20,7 @@ from serving.gateway.routes import StaticRoutingTable, parse_route
 from tests.security.regression import Regression, accept
 from tests.services import free_port
 from trainers.configs.engines import EngineKind, EngineOptions
-from workers.engines.engine_start import EngineProcessFailed, find_free_address
+from workers.engines.engine_start import EngineProcessFailed, hold_address
 
 PUBLIC = ["0.0.0.0", "::", "8.8.8.8", "::ffff:8.8.8.8", "2001:4860:4860::8888", "0", "134744072", ""]
 ADMIN_PATHS = [
@@ -50,7 +50,7 @@ def never_load(*_: object) -> ModelRunner:
 @pytest.mark.parametrize("host", PUBLIC)
 def test_a_worker_starts_no_engine_on_a_public_address(host: str) -> None:
     with pytest.raises(EngineProcessFailed):
-        find_free_address(host)
+        hold_address(host)
 
 
 @pytest.mark.parametrize("host", PUBLIC)

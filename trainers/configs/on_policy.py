@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, NonEmpty
+from trainers.configs.base import MAX_COUNT, MAX_SECONDS, NonEmpty
 from trainers.configs.engines import EngineKind
 from trainers.configs.training import FullTuning, LoraTuning, Parallelism, TrainingConfig
 
@@ -53,6 +53,13 @@ class EngineSampledConfig(OnPolicyConfig):
     )
     vllm_memory_share: float = Field(
         0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with generation `vllm`."
+    )
+    engine_timeout_seconds: float = Field(
+        1800,
+        ge=1,
+        le=MAX_SECONDS,
+        description="Seconds within which the engine of `generation` must be ready, and within which it must "
+        "return the completions of a step. Then the run ends with `engine_failed`.",
     )
     engine_program: list[NonEmpty] | None = Field(
         None,

@@ -36,6 +36,14 @@ def new_marker() -> str:
     return f"{_pid_namespace()}/{os.getpid()}/{secrets.token_hex(8)}"
 
 
+def mark(marker: str) -> dict[str, str]:
+    """Return the variables with which a process and all that it starts carry the marker.
+
+    The title that vLLM gives each of its processes would overwrite their environment, without the second.
+    """
+    return {MARKER: marker, "SPT_NOENV": "1"}
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends (Linux only)."""
     if sys.platform == "linux":

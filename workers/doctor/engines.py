@@ -11,7 +11,7 @@ from app.workers.host_hardware import find_version
 from serving.engines import ENGINES
 from trainers.configs import EngineKind
 from workers.doctor.check_result import CheckResult
-from workers.engines.engine_start import EngineProcessFailed, find_free_address
+from workers.engines.engine_start import EngineProcessFailed, hold_address
 
 # vLLM imports torch before it prints its version.
 VERSION_TIMEOUT_SECONDS = 120
@@ -89,7 +89,8 @@ def _ask_version(name: str, program: str) -> CheckResult:
 def _check_address(host: str) -> CheckResult:
     name = "engine address"
     try:
-        address = find_free_address(host)
+        _, port = hold_address(host)
     except EngineProcessFailed as error:
         return CheckResult.error(name, str(error), "Set TUNESMITH_ENGINE_HOST to an address of this host.")
-    return CheckResult.ok(name, f"{host}: ports are available, such as {address.rpartition(':')[2]}")
+    port.release()
+    return CheckResult.ok(name, f"{host}: ports are available, such as {port.number}")

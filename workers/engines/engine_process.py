@@ -18,7 +18,7 @@ from workers.engines.engine_start import (
     LOG,
     POLL_SECONDS,
     EngineProcessFailed,
-    find_free_address,
+    hold_address,
     start_engine,
     wait_until_ready,
 )
@@ -188,7 +188,11 @@ class EngineProcess:
         if not seconds:
             self.closing.wait(POLL_SECONDS)
             return
-        address = find_free_address(self.worker.settings.engine_host)
+        address, port = hold_address(self.worker.settings.engine_host)
+        with port:
+            self._run_at(model, address, seconds)
+
+    def _run_at(self, model: ResolvedModel, address: str, seconds: float) -> None:
         process = self._start_program(model, address, seconds)
         try:
             if wait_until_ready(self.engine, process, address, self.folder, self.closing.is_set):

@@ -10,6 +10,7 @@ from serving.engines import Engine, EngineConfig
 from serving.engines.child_engine import log_tail
 from serving.engines.engine import START_TIMEOUT_SECONDS
 from serving.http.addresses import is_private
+from trainers.runtime.ports import HeldPort
 from workers.hosts.devices import Devices
 from workers.hosts.environments import empty_folder, engine_environment
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
@@ -29,26 +30,25 @@ class EngineProcessFailed(Exception):
         self.was_ready = was_ready
 
 
-def find_free_address(host: str) -> str:
-    """Return the URL of a free port on `TUNESMITH_ENGINE_HOST`.
+def hold_address(host: str) -> tuple[str, HeldPort]:
+    """Hold a port on `TUNESMITH_ENGINE_HOST` for an engine, and return its URL too.
 
     Raises:
         EngineProcessFailed: The host name is unknown, cannot be bound, or resolves to a public address.
     """
     try:
-        family, _, _, _, resolved = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        *_, resolved = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         if not is_private(str(resolved[0])):
             raise EngineProcessFailed(
                 f"TUNESMITH_ENGINE_HOST is {host}, which resolves to {resolved[0]}: engines listen on "
                 "loopback or a private address only."
             )
-        with socket.socket(family) as listener:
-            listener.bind((resolved[0], 0))
-            return f"http://{host}:{listener.getsockname()[1]}"
+        port = HeldPort(str(resolved[0]))
     except OSError as error:
         raise EngineProcessFailed(
             f"TUNESMITH_ENGINE_HOST is {host}, which cannot be used: {error}."
         ) from error
+    return f"http://{host}:{port.number}", port
 
 
 def start_engine(

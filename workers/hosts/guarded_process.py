@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from trainers.runtime.process_tree import MARKER, kill_abandoned_processes, kill_processes, new_marker
+from trainers.runtime.process_tree import kill_abandoned_processes, kill_processes, mark, new_marker
 from workers.hosts.resource_limits import ExceededLimit, ResourceLimits
 from workers.hosts.warm_start import ForkedGuard, ForkServer
 
@@ -123,7 +123,7 @@ def start_guarded_process(
                 stdin=guard_channel.fileno(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment, MARKER: marker},
+                env={**environment, **mark(marker)},
                 start_new_session=True,
                 pass_fds=[lock.fileno() for lock in locks],
             )

@@ -24,7 +24,7 @@ from typing import IO
 from app.settings import Settings
 from serving.engines.child_engine import log_tail
 from trainers.configs import StageKind
-from trainers.runtime.process_tree import MARKER, new_marker
+from trainers.runtime.process_tree import MARKER, mark, new_marker
 from workers.hosts.devices import NO_DEVICES
 from workers.hosts.environments import empty_folder, program_environment
 from workers.hosts.guard_options import OWN_PREFIX, ForkRequest
@@ -178,7 +178,7 @@ class ForkServer:
                 stdout=log,
                 stderr=log,
                 cwd=empty_folder(self._folder),
-                env={**self._environment, MARKER: new_marker()},
+                env={**self._environment, **mark(new_marker())},
                 start_new_session=True,
             )
         return self._control

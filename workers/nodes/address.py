@@ -1,8 +1,6 @@
 """The address of this host among those of a run, and the port where their processes meet."""
 
-import random
 import socket
-from collections.abc import Iterable
 from ipaddress import ip_address
 
 import psutil
@@ -12,10 +10,6 @@ from app.settings import Settings
 
 # Any port: a datagram socket sends nothing when it connects.
 DEFAULT_PORT = 5432
-
-
-class NoFreePort(Exception):
-    """No port of the range is free."""
 
 
 def find_node_address(settings: Settings) -> str | None:
@@ -54,21 +48,6 @@ def find_interface(address: str) -> str | None:
         if found & {one.address.partition("%")[0] for one in addresses}:
             return str(name)
     return None
-
-
-def pick_port(address: str, ports: Iterable[int]) -> int:
-    """Return a port of the range that is free at the address; raises NoFreePort."""
-    candidates = list(ports)
-    # Two runs on one host that start at once seldom take the same.
-    random.shuffle(candidates)
-    for port in candidates:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
-            try:
-                listener.bind((address, port))
-            except OSError:
-                continue
-            return port
-    raise NoFreePort(f"none of the {len(candidates)} ports is free at {address}")
 
 
 def _find_route(database_url: str) -> str | None:

@@ -16,10 +16,10 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.launch_command import NodePlace
+from trainers.runtime.ports import HeldPort, NoFreePort, hold_port
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchStopped
-from workers.nodes.address import NoFreePort, pick_port
 from workers.runs.launch import Launch
 from workers.runs.results import ReportedError
 
@@ -58,6 +58,7 @@ class GroupLeader:
         self._run = run
         self._worker = worker
         self._settings = worker.settings
+        self._port: HeldPort | None = None
         self._lost: NodeLost | None = None
         self._failed_at: float | None = None
 
@@ -82,17 +83,23 @@ class GroupLeader:
         address = self._worker.node_address
         assert address is not None, "a worker without an address makes no offers"
         try:
-            port = pick_port(address, self._settings.node_port_range)
+            self._port = hold_port(address, self._settings.node_port_range)
         except NoFreePort as error:
             raise NodesDidNotMeet(
                 f"The run cannot start on its hosts: {error}.",
                 "Set TUNESMITH_NODE_PORTS to a range with free ports, and TUNESMITH_NODE_ADDRESS to an "
                 "address of this host.",
             ) from error
+        port = self._port.number
         self._update(must_stop, port=port)
         run = self._run
         place = NodePlace(0, run.nodes, address, address, port, f"{run.id}.{run.attempt}")
         return launch.on_node(run, self._settings, place)
+
+    def close(self) -> None:
+        """Release the port where the processes have met."""
+        if self._port is not None:
+            self._port.release()
 
     def poll(self) -> None:
         """Read what the other nodes report."""

@@ -162,6 +162,8 @@ class _RunExecution:
             complete.end_attempt(self._attempt(), error)
         else:
             self._run_program(launch, follower)
+        finally:
+            group.close()
 
     def _run_with_engines(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
         """Run the program once for each engine that it needs; the last time, it completes its work."""

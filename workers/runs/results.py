@@ -123,10 +123,17 @@ def read_error(run_dir: Path) -> ReportedError | None:
         return None
     error = min(errors, key=lambda error: files.cause_order(error.model_dump()))
     message = error.message
-    if error.code is ErrorCode.engine_failed and (run_dir / ENGINE_LOG).exists():
+    if error.code is ErrorCode.engine_failed and (log := _find_engine_log(run_dir, error.hint)) is not None:
         # The program only reports that the engine stopped responding.
-        message += f"\nThe end of the engine's log:\n{log_tail(run_dir / ENGINE_LOG)}"
+        message += f"\nThe end of the engine's log:\n{log_tail(log)}"
     return ReportedError(error.code, message, error.hint, error.details, error.time)
+
+
+def _find_engine_log(run_dir: Path, hint: str | None) -> Path | None:
+    """Return the log of the engine that failed: each rank may have one, whose name the hint contains."""
+    logs = sorted(path for path in run_dir.glob("engine*.log") if path.is_file() and not path.is_symlink())
+    named = [log for log in logs if hint is not None and log.name in hint]
+    return next(iter(named or logs), None)
 
 
 def recomputes_all(run_dir: Path) -> bool:

@@ -20,7 +20,7 @@ from trainers.runtime.errors import EngineFailed
 from workers.engines.engine_start import (
     LOG,
     EngineProcessFailed,
-    find_free_address,
+    hold_address,
     start_engine,
     wait_until_ready,
 )
@@ -85,12 +85,11 @@ class RunEngine:
         self, config: EngineClientConfig, group: ModelGroup, run_dir: Path, worker: WorkerContext
     ) -> None:
         adapters = {f"{ADAPTER_NAME}-{role}": folder for role, folder in group.adapters.items()}
-        self.url = find_free_address(HOST)
-        port = int(self.url.rpartition(":")[2])
+        self.url, self._port = hold_address(HOST)
         self._engine = find_engine(config.engine, worker.settings.engine_commands.get(config.engine, []))
         # No other adapter is loaded while the run lasts.
         options = config.options.model_copy(update={"max_adapters": len(adapters)})
-        self._config = EngineConfig(group.base, BASE_NAME, HOST, port, adapters, options)
+        self._config = EngineConfig(group.base, BASE_NAME, HOST, self._port.number, adapters, options)
         self._models = dict.fromkeys(group.roles, BASE_NAME) | {
             role: self._engine.request_name(BASE_NAME, f"{ADAPTER_NAME}-{role}") for role in group.adapters
         }
@@ -156,7 +155,8 @@ class RunEngine:
         (self._folder / LOG).unlink()
 
     def kill(self) -> None:
-        """Kill the engine, if it is still running."""
+        """Kill the engine, if it is still running, and release its port."""
+        self._port.release()
         if self._process is not None:
             self._process.kill()
 

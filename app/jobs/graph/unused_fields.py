@@ -50,6 +50,8 @@ def _list_unused_training_fields(stage: TrainingConfig) -> Iterator[UnusedField]
     if isinstance(stage, EngineSampledConfig) and stage.generation is not GenerationBackend.vllm:
         needed = f"it is for generation vllm, and generation is {stage.generation}; set that to vllm"
         yield UnusedField("vllm_memory_share", needed)
+    if isinstance(stage, EngineSampledConfig) and stage.generation.engine is None:
+        yield UnusedField("engine_timeout_seconds", "no engine generates; set generation to vllm or hf")
     if isinstance(stage.tuning, LoraTuning) and stage.tuning.quantization is None:
         yield UnusedField("tuning.double_quantization", "set tuning.quantization to nf4")
     if stage.processes == 1 and stage.parallelism is not Parallelism.auto:

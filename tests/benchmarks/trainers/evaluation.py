@@ -28,8 +28,9 @@ import psutil
 import torch
 
 from serving.engines import EngineConfig, find_engine
-from serving.engines.child_engine import free_port, run_engine
+from serving.engines.child_engine import run_engine
 from tests.benchmarks.report import print_table
+from tests.services import free_port
 from trainers import evaluate
 from trainers.configs import EngineKind, EngineOptions, parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
@@ -70,7 +71,7 @@ def main() -> None:
         dataset.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         pairs = [parse_prompt(number, row, dataset) for number, row in enumerate(rows, start=1)]
         engine = EngineConfig(
-            str(base), "base", LOOPBACK, free_port(LOOPBACK), {},
+            str(base), "base", LOOPBACK, free_port(), {},
             EngineOptions(max_batch_size=options.concurrency),
         )  # fmt: skip
         with run_engine(find_engine(EngineKind.hf, []), engine, folder / "engine.log") as url:

@@ -10,8 +10,9 @@ import pytest
 from transformers import AutoConfig, GenerationConfig
 
 from serving.engines import EngineConfig, find_engine
-from serving.engines.child_engine import free_port, run_engine
+from serving.engines.child_engine import run_engine
 from tests.integration.trainers.conftest import Programs
+from tests.services import free_port
 from trainers.configs import EngineKind
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
@@ -80,7 +81,7 @@ def test_fine_tuning_lifts_a_whole_starter_above_60_percent(
         "max_new_tokens": 40,
     }
     engine = find_engine(EngineKind.hf, [])
-    serving = EngineConfig(str(base), "base", "127.0.0.1", free_port("127.0.0.1"), {"tuned": adapter})
+    serving = EngineConfig(str(base), "base", "127.0.0.1", free_port(), {"tuned": adapter})
     with run_engine(engine, serving, tmp_path / "engine.log") as url:
         names = {"model": "tuned", "baseline": "base"}
         score["engines"] = {role: {"url": url, "model": name} for role, name in names.items()}

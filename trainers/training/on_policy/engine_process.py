@@ -8,7 +8,6 @@ engine's own, and becomes the engine.
 import logging
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -21,19 +20,21 @@ import httpx2
 
 from trainers.configs.engines import EngineKind
 from trainers.runtime.errors import EngineFailed
-from trainers.runtime.process_tree import MARKER, new_marker
+from trainers.runtime.ports import HeldPort
+from trainers.runtime.process_tree import mark, new_marker
 from trainers.runtime.ranks import current_rank
 
 HOST = "127.0.0.1"
 BASE_NAME = "base"
 ENGINE_LOG = "engine.log"
-# Large weights may be read over a network.
-START_TIMEOUT_SECONDS = 1800.0
 HEALTH_SECONDS = 2.0
 POLL_SECONDS = 0.2
 # Torch's launcher sets these for its ranks; vLLM would take the engine for one of them.
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_", "LOCAL_", "MASTER_")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE")
+# With growing segments, which this program has (see `training_environment` of the workers), vLLM's allocator
+# for sleep mode and its transfers of the KV cache fail.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 logger = logging.getLogger("trainers")
 
@@ -51,6 +52,7 @@ class ChildEngineOptions:
         adapter_rank: Rank of the adapter.
         memory_share: Share of the GPU's memory, for vLLM.
         device: Type of the device that the run has.
+        timeout_seconds: Seconds within which it must be ready.
     """
 
     kind: EngineKind
@@ -61,6 +63,7 @@ class ChildEngineOptions:
     adapter_rank: int
     memory_share: float
     device: str
+    timeout_seconds: float
 
     def command(self, port: int) -> list[str]:
         """Return the command that serves the base and one adapter on a port."""
@@ -105,27 +108,29 @@ def run_engine(options: ChildEngineOptions, run_dir: Path) -> Iterator[EngineChi
         EngineFailed: The engine did not start.
     """
     log = run_dir / (f"engine-{current_rank()}.log" if current_rank() else ENGINE_LOG)
-    port = _free_port()
+    port = HeldPort(HOST)
     with log.open("ab") as output:
+        command = options.command(port.number)
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainers.training.on_policy.engine_watch", *options.command(port)],
+            [sys.executable, "-m", "trainers.training.on_policy.engine_watch", *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment() | {MARKER: new_marker()},
+            env=_environment(options.kind) | mark(new_marker()),
             # A request to stop the run is not for the engine: the step that is in progress needs it.
             start_new_session=True,
         )
-    engine = EngineChild(options.kind, f"http://{HOST}:{port}", process, log)
+    engine = EngineChild(options.kind, f"http://{HOST}:{port.number}", process, log)
     try:
-        _wait_until_ready(engine)
+        _wait_until_ready(engine, options.timeout_seconds)
         yield engine
     finally:
+        port.release()
         # Closes the pipe.
         process.communicate()
 
 
-def _wait_until_ready(engine: EngineChild) -> None:
+def _wait_until_ready(engine: EngineChild, timeout_seconds: float) -> None:
     started_at = time.monotonic()
     hint = f"Its log is {engine.log.name} in the run directory."
     with httpx2.Client(trust_env=False, timeout=HEALTH_SECONDS) as client:
@@ -133,8 +138,9 @@ def _wait_until_ready(engine: EngineChild) -> None:
             seconds = time.monotonic() - started_at
             if (end := engine.describe_end()) is not None:
                 raise EngineFailed(f"{end} It was not ready yet.", hint)
-            if seconds > START_TIMEOUT_SECONDS:
-                raise EngineFailed(f"The engine {engine.kind} was not ready after {seconds:.0f} s.", hint)
+            if seconds > timeout_seconds:
+                message = f"The engine {engine.kind} was not ready after {seconds:.0f} s."
+                raise EngineFailed(message, f"{hint} If it needs longer, raise engine_timeout_seconds.")
             time.sleep(POLL_SECONDS)
     seconds = time.monotonic() - started_at
     logger.info("The engine %s generates the completions; it was ready after %.0f s.", engine.kind, seconds)
@@ -147,7 +153,7 @@ def _is_healthy(client: httpx2.Client, url: str) -> bool:
         return False
 
 
-def _environment() -> dict[str, str]:
+def _environment(kind: EngineKind) -> dict[str, str]:
     """Return the environment of the engine; among several GPUs it gets the one of this rank."""
     own = {
         name: value
@@ -157,11 +163,15 @@ def _environment() -> dict[str, str]:
     if (position := os.environ.get("LOCAL_RANK")) is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         own["CUDA_VISIBLE_DEVICES"] = visible[int(position)] if visible != [""] else position
-    return own
+    return own if kind is not EngineKind.vllm else _without_growing_segments(own)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port
+def _without_growing_segments(environment: dict[str, str]) -> dict[str, str]:
+    """Return the environment without `expandable_segments`; other options of the allocator are kept."""
+    changed = dict(environment)
+    for name in ALLOCATOR_VARIABLES:
+        options = [
+            one for one in changed.pop(name, "").split(",") if one and "expandable_segments" not in one
+        ]
+        changed |= {name: ",".join(options)} if options else {}
+    return changed

@@ -6,10 +6,12 @@ first.
 """
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,20 @@ from torch import distributed
 from trainers.runtime.errors import EngineFailed
 from trainers.training.callback import wait_for_all
 from trainers.training.on_policy.adapter_folders import AdapterFolders
-from trainers.training.on_policy.engine_process import BASE_NAME, EngineChild
+from trainers.training.on_policy.engine_process import BASE_NAME, ENGINE_LOG, EngineChild
 
 # Our engines complete a prompt at most so many times in one request.
 MAX_CHOICES = 8
 MAX_REQUESTS = 256
 LOAD_SECONDS = 120.0
+MIN_REQUEST_SECONDS = 0.1
 MAX_ERROR_CHARACTERS = 500
 
 TokenIds = list[int]
+
+
+class EngineTimeout(EngineFailed):
+    """The engine runs, and has not responded in time."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,9 @@ class PromptGroup:
 class EngineSampler:
     """An engine in the place of TRL's `VLLMGeneration`; `engine` is None on a rank that uses the first's."""
 
-    def __init__(self, engine: EngineChild | None, run_dir: Path, seed: int) -> None:
+    def __init__(self, engine: EngineChild | None, run_dir: Path, seed: int, timeout_seconds: float) -> None:
         self._engine = engine
+        self._timeout_seconds = timeout_seconds
         self._run_dir = run_dir
         self._seed = seed
         self._url = "" if engine is None else engine.url
@@ -53,7 +61,6 @@ class EngineSampler:
         self._trainer: Any = None
         self._calls: tuple[Any, int] = (None, 0)
         limits = httpx2.Limits(max_connections=MAX_REQUESTS)
-        # A step's completions take as long as they take: the process shows whether the engine still works.
         self._client = httpx2.Client(trust_env=False, timeout=None, limits=limits)
 
     def bind(self, trainer: Any) -> None:
@@ -91,8 +98,9 @@ class EngineSampler:
         state = (trainer.state.global_step, trainer.model.training)
         self._calls = (state, self._calls[1] + 1 if self._calls[0] == state else 0)
         groups = list(_group_prompts(prompt_ids, first))
+        complete = partial(self._complete, deadline=time.monotonic() + self._timeout_seconds)
         with ThreadPoolExecutor(min(len(groups), MAX_REQUESTS)) as pool:
-            completed = [one for choices in pool.map(self._complete, groups) for one in choices]
+            completed = [one for choices in pool.map(complete, groups) for one in choices]
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [tokens for tokens, _ in completed],
@@ -112,8 +120,11 @@ class EngineSampler:
                 "Start the run again; if the error remains, use another version of the engine.",
             )
 
-    def _complete(self, group: PromptGroup) -> list[tuple[TokenIds, list[float | None]]]:
-        """Return the tokens of each completion of a prompt, with their log-probabilities."""
+    def _complete(self, group: PromptGroup, deadline: float) -> list[tuple[TokenIds, list[float | None]]]:
+        """Return the tokens of each completion of a prompt, with their log-probabilities.
+
+        `deadline` is that of the whole step.
+        """
         assert self._adapter is not None
         trainer = self._trainer
         body = {
@@ -127,7 +138,15 @@ class EngineSampler:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        response = self._post("/v1/completions", body, None).json()
+        seconds = max(MIN_REQUEST_SECONDS, deadline - time.monotonic())
+        try:
+            response = self._post("/v1/completions", body, seconds).json()
+        except EngineTimeout as error:
+            raise EngineFailed(
+                f"The engine has not returned the completions of a step within {self._timeout_seconds:g} s "
+                "(engine_timeout_seconds).",
+                f"{self._log_hint} If a step needs longer, raise engine_timeout_seconds.",
+            ) from error
         choices = [
             (choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in response["choices"]
         ]
@@ -148,31 +167,39 @@ class EngineSampler:
         text = f"{self._seed}/{step}/{is_training}/{call}/{row}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
-    def _post(self, path: str, body: dict[str, Any], seconds: float | None) -> httpx2.Response:
+    @property
+    def _log_hint(self) -> str:
+        log = ENGINE_LOG if self._engine is None else self._engine.log.name
+        return f"Its log is {log} in the run directory."
+
+    def _post(self, path: str, body: dict[str, Any], seconds: float) -> httpx2.Response:
         return self._request("POST", path, body, seconds)
 
     def _request(
-        self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float
     ) -> httpx2.Response:
         try:
             response = self._client.request(method, self._url + path, json=body, timeout=seconds)
         except httpx2.TransportError as error:
             end = self._engine.describe_end() if self._engine is not None else None
             reason = end or f"The engine did not respond to {path}: {error or type(error).__name__}."
-            raise EngineFailed(reason, "Its log is engine.log in the run directory.") from error
+            is_late = end is None and isinstance(error, httpx2.TimeoutException)
+            raise (EngineTimeout if is_late else EngineFailed)(reason, self._log_hint) from error
         if response.is_success:
             return response
         raise EngineFailed(
             f"The engine refused {path} with status {response.status_code}: "
             f"{response.text[:MAX_ERROR_CHARACTERS]}",
-            "Its log is engine.log in the run directory.",
+            self._log_hint,
         )
 
 
 @contextmanager
-def open_sampler(engine: EngineChild | None, run_dir: Path, seed: int) -> Iterator[EngineSampler]:
+def open_sampler(
+    engine: EngineChild | None, run_dir: Path, seed: int, timeout_seconds: float
+) -> Iterator[EngineSampler]:
     """Yield a sampler and close it at the end."""
-    sampler = EngineSampler(engine, run_dir, seed)
+    sampler = EngineSampler(engine, run_dir, seed, timeout_seconds)
     try:
         yield sampler
     finally:

@@ -1,7 +1,7 @@
 """Runs an engine, and ends all of its processes when the program that needs it closes a pipe, or is gone.
 
-The kernel can end the engine itself with its parent, but vLLM's engine core and workers would go on: they are
-found because they are adopted by this process. (Their titles overwrite the marker in their environment.)
+The kernel can end the engine itself with its parent, but vLLM's engine core and workers would continue: they
+are found by their marker, and because this process adopts them.
 
     python -m trainers.training.on_policy.engine_watch COMMAND…     # Standard input is the pipe.
 """

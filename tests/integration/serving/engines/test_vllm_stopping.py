@@ -12,6 +12,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from serving.engines import EngineConfig, child_engine, find_engine
 from tests.integration.serving.conftest import ENVIRONMENT, Server, wait_for
 from tests.integration.serving.real_vllm import (
     ENGINE,
@@ -23,6 +24,8 @@ from tests.integration.serving.real_vllm import (
     vllm,
 )
 from tests.services import free_port
+from trainers.configs.engines import EngineKind, EngineOptions
+from trainers.runtime.process_tree import MARKER
 from workers.hosts import guarded_process
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
@@ -64,6 +67,22 @@ def test_sleep_mode_is_rejected_without_a_gpu(wide: Path) -> None:
     finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert finished.returncode != 0
     assert "Sleep mode is not supported on current platform" in finished.stderr + finished.stdout
+
+
+def test_a_vllm_that_is_killed_leaves_no_engine_core(wide: Path, tmp_path: Path) -> None:
+    options = EngineOptions(max_model_len=512, dtype="float32", cpu_cache_gib=1)
+    config = EngineConfig(str(wide / "base"), "base", "127.0.0.1", free_port(), {}, options)
+    engine, arguments = find_engine(EngineKind.vllm, PROGRAM), ["--enforce-eager"]
+    with child_engine.run_engine(engine, config, tmp_path / "log", extra_arguments=arguments):
+        (server,) = psutil.Process().children()
+        family = [server, *server.children(recursive=True)]
+        (core,) = [one for one in family if "EngineCore" in one.name()]
+        # Its process title must not overwrite the marker by which it is found.
+        assert MARKER in core.environ()
+        for victim in (core, server):
+            victim.suspend()
+        server.kill()
+    assert not any(map(is_running, family))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["all", "core"])

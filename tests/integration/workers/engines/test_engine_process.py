@@ -18,7 +18,7 @@ from workers.engines import health
 from workers.engines.engine_process import EngineProcess
 from workers.engines.engine_start import (
     EngineProcessFailed,
-    find_free_address,
+    hold_address,
     start_engine,
     wait_until_ready,
 )
@@ -89,7 +89,7 @@ def test_an_engine_starts_once_however_many_deployments_start_it(
 )
 def test_an_engine_host_that_cannot_be_used_is_named(settings: object, host: str, reason: str) -> None:
     with pytest.raises(EngineProcessFailed, match=f"TUNESMITH_ENGINE_HOST is {host}.*({reason})"):
-        find_free_address(host)
+        hold_address(host)
 
 
 @pytest.fixture
