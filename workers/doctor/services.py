@@ -16,7 +16,7 @@ from app.storage.database import DATABASE_UNAVAILABLE, database_now, get_engine,
 from app.worker_credentials.rights.postgresql_role import explain_connections
 from trainers.runtime.redaction import redact
 from workers.doctor.check_result import CheckResult
-from workers.nodes.address import find_interface, find_node_address
+from workers.nodes.address import find_interface, find_node_address, is_container_bridge
 
 # Leases use the database's clock. Times in logs, signatures of S3 (15 minutes) and TLS use the host's.
 GOOD_SKEW_SECONDS, MAX_SKEW_SECONDS = 2.0, 60.0
@@ -117,6 +117,14 @@ def _check_node_address(settings: Settings) -> CheckResult:
     if interface is None:
         fix = "Set TUNESMITH_NODE_ADDRESS to an address of an interface of this host."
         return CheckResult.warning(name, f"{found}; no interface has this address", fix)
+    if not settings.node_address and is_container_bridge(interface):
+        fix = (
+            "Give the worker the network of its host (`network_mode: host`), or set TUNESMITH_NODE_ADDRESS "
+            "to an address of this container that other hosts reach."
+        )
+        return CheckResult.warning(
+            name, f"{found}, on {interface}: a network of containers, which ends at this host", fix
+        )
     return CheckResult.ok(name, f"{found}, on {interface}")
 
 

@@ -2,12 +2,17 @@
 
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 
 import psutil
 from sqlalchemy import make_url
 
 from app.settings import Settings
 
+# One of them is in each container of Docker or Podman.
+CONTAINER_FILES = (".dockerenv", "run/.containerenv")
+# Kubernetes routes the addresses of containers between hosts.
+ROUTED_FILES = ("var/run/secrets/kubernetes.io",)
 # Any port: a datagram socket sends nothing when it connects.
 DEFAULT_PORT = 5432
 
@@ -48,6 +53,22 @@ def find_interface(address: str) -> str | None:
         if found & {one.address.partition("%")[0] for one in addresses}:
             return str(name)
     return None
+
+
+def is_container_bridge(interface: str, root: Path = Path("/")) -> bool:
+    """Return whether the interface leads to a network of containers, which other hosts do not reach.
+
+    The other end of its cable is then an interface of the host, which has another number.
+    """
+    has = [any((root / name).exists() for name in names) for names in (CONTAINER_FILES, ROUTED_FILES)]
+    if has != [True, False]:
+        return False
+    device = root / "sys/class/net" / interface
+    try:
+        own, other = ((device / name).read_text().strip() for name in ("ifindex", "iflink"))
+    except OSError:
+        return False
+    return own != other
 
 
 def _find_route(database_url: str) -> str | None:
