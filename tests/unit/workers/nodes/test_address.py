@@ -23,10 +23,11 @@ from workers.nodes.address import is_container_bridge
 def test_a_bridge_of_containers_is_recognized(
     other_end: str, marks: list[str], expected: bool, tmp_path: Path
 ) -> None:
-    write_files(
-        tmp_path, sys__class__net__eth0__ifindex="2\n", sys__class__net__eth0__iflink=f"{other_end}\n"
-    )
-    write_files(tmp_path, **{mark.replace("/", "__"): "" for mark in marks})
+    device = tmp_path / "sys" / "class" / "net" / "eth0"
+    files = {device / "ifindex": "2\n", device / "iflink": f"{other_end}\n"}
+    for path, text in (files | {tmp_path / mark: "" for mark in marks}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     assert is_container_bridge("eth0", tmp_path) is expected
 
 
