@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.tables import Job, Worker
 from app.workers import service as workers
 from app.workers.capable import filter_capable_workers
+from app.workers.slots import FreeSlots, count_free_slots
 from trainers.configs import (
     AnyStage,
     DistillConfig,
@@ -80,7 +81,8 @@ def create_preflight(
     draft = _Draft()
     alive = workers.AliveWorkers(settings)
     for stage in resolve_stages(session, spec, settings, alive):
-        _add(draft, stage, alive.read(session), options)
+        slots = count_free_slots(session, alive.read(session))
+        _add(draft, stage, alive.read(session), slots, options)
     if not any(isinstance(stage, PreflightConfig) for stage in draft.stages):
         reasons = "".join(f" {skipped.stage}: {skipped.reason}" for skipped in draft.skipped)
         raise NothingToCheck(
@@ -99,7 +101,11 @@ def create_preflight(
 
 
 def _add(
-    draft: _Draft, stage: ResolvedStage, alive_workers: Sequence[Worker], options: PreflightOptions
+    draft: _Draft,
+    stage: ResolvedStage,
+    alive_workers: Sequence[Worker],
+    slots: FreeSlots,
+    options: PreflightOptions,
 ) -> None:
     """Add a stage to the draft, or the reason why it is skipped."""
     config = stage.config
@@ -115,7 +121,8 @@ def _add(
         draft.skipped.append(SkippedStageView(stage=stage.name, reason=missing))
     elif stage.kind in CHECKED:
         assert start is not None, "every stage that is checked has a model"
-        draft.stages.append(_make_check(draft, stage, *start, alive_workers, options))
+        hosts = _list_hosts(alive_workers, slots, stage.queue, stage.kind)
+        draft.stages.append(_make_check(draft, stage, *start, hosts, options))
 
 
 def _make_check(
@@ -123,7 +130,7 @@ def _make_check(
     stage: ResolvedStage,
     base: ModelRef,
     template: ChatTemplateName | None,
-    alive_workers: Sequence[Worker],
+    hosts: list[HostMemory],
     options: PreflightOptions,
 ) -> PreflightConfig:
     """Return the check of a stage on the model that its chain of stages started from."""
@@ -138,7 +145,7 @@ def _make_check(
         queue=stage.queue,
         target=config.model_copy(update=fields),
         model_template=template,
-        hosts=_list_hosts(alive_workers, stage.queue, stage.kind) if is_training else [],
+        hosts=hosts if is_training else [],
         # A student whose teacher is trained from the same model has nothing to learn before that.
         probe_steps=options.probe_steps if is_training and fields.get("teacher") != base else 0,
         price_per_hour=options.price_per_hour,
@@ -171,13 +178,25 @@ def _explain_missing_input(draft: _Draft, config: AnyStage) -> str | None:
     return None
 
 
-def _list_hosts(alive_workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[HostMemory]:
-    """Return the memory of the hosts whose workers can run the stage."""
+def _list_hosts(
+    alive_workers: Sequence[Worker], slots: FreeSlots, queue: Queue, stage: StageKind
+) -> list[HostMemory]:
+    """Return the memory of the hosts whose workers can run the stage.
+
+    Of a GPU, what other programs use is left out. What runs and engines of this service use is not: they have
+    ended before the stage gets the GPU.
+    """
     hosts = []
     for worker in filter_capable_workers(alive_workers, queue, stage):
         gpus = worker.hardware.get("gpus", [])
         if queue is Queue.cuda and gpus:
-            memory_bytes = min(gpu["memory_bytes"] or worker.hardware["memory_bytes"] for gpu in gpus)
+            is_idle = slots[worker.id].get(queue) == worker.slots.get(queue)
+            free = [
+                (gpu["memory_bytes"] or worker.hardware["memory_bytes"])
+                - ((gpu.get("used_bytes") or 0) if is_idle else 0)
+                for gpu in gpus
+            ]
+            memory_bytes = max(1, min(free))
             hosts.append(
                 HostMemory(worker=worker.name, device="cuda", devices=len(gpus), memory_bytes=memory_bytes)
             )

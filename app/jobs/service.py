@@ -26,7 +26,7 @@ from app.jobs.schemas import (
     PlannedStageView,
     job_view,
 )
-from app.jobs.training_time import list_step_warnings, list_time_warnings
+from app.jobs.training_time import list_memory_warnings, list_step_warnings, list_time_warnings
 from app.keys.limits import check_served_use
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
@@ -310,7 +310,12 @@ def _planned_stage_view(
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
         workers=[worker.name for worker in capable],
         waiting_for=waiting_for,
-        warnings=[*list_time_warnings(stage, capable), *list_step_warnings(stage), *stage.warnings],
+        warnings=[
+            *list_time_warnings(stage, capable),
+            *list_memory_warnings(stage, capable),
+            *list_step_warnings(stage),
+            *stage.warnings,
+        ],
     )
 
 

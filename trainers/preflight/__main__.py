@@ -24,6 +24,7 @@ from trainers.preflight.duplicates import check_near_duplicates
 from trainers.preflight.feedback.reward_findings import check_rewards
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
 from trainers.preflight.memory.estimate import estimate_memory
+from trainers.preflight.memory.findings import check_memory
 from trainers.preflight.probe import run_probe
 from trainers.preflight.row_findings import check_file
 from trainers.preflight.start.later_stages import find_faults, render_rows
@@ -54,7 +55,8 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
         rows = render_rows(target, tokenizer)
     except (DatasetInvalid, ConfigInvalid, ModelUnsupported, TemplateMissing, TemplateUnsuitable) as error:
         return _unusable_result(target, error)
-    found = [*check_stage(target, tokenizer, rows, exact_only=False)]
+    memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows))
+    found = [*check_stage(target, tokenizer, rows, exact_only=False), *check_memory(target, memory)]
     events.write_progress(1, 3)
     found += check_near_duplicates(dataset_path(target.dataset))
     if isinstance(target, GrpoConfig) and isinstance(rows, PromptSet):
@@ -62,7 +64,6 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
     events.write_progress(2, 3)
     preview = _preview_rows(rows, tokenizer, config.shown_rows)
     _print_findings(found, preview)
-    memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows))
     probed = run_probe(config, run_dir, memory) if config.probe_steps and not _has_error(found) else None
     events.write_progress(3, 3)
     return _make_result(target, found, rows=preview, memory=memory, probe=probed)

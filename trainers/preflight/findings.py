@@ -60,6 +60,7 @@ class FindingCode(StrEnum):
     rows_are_text = "rows_are_text"  # No chat template is used.
     model_unfit = "model_unfit"  # The settings do not suit the architecture, tokenizer or adapter.
     memory_unknown = "memory_unknown"  # There is no formula for the kind of layers.
+    memory_short = "memory_short"  # A host needs other settings, or has too little in any case.
     vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.
     length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
     cpu_training_slow = "cpu_training_slow"  # Hours on a CPU.

@@ -51,9 +51,14 @@ def current_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int:
+    """Return the number of this process among those of this host."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_first_of_host() -> bool:
     """Return whether this process does what is done once on each host."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return local_rank() == 0
 
 
 def node_rank() -> int:

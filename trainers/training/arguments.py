@@ -13,7 +13,7 @@ from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.attention.choice import pick_attention
 from trainers.modeling.load import count_parameters, load_config, pick_device, pick_precision
 from trainers.preflight.memory.estimate import choose_recomputation, estimate_memory
-from trainers.preflight.memory.host import local_host
+from trainers.preflight.memory.host import agreed_host
 from trainers.runtime import run_dir as files
 from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid, DeviceUnavailable
@@ -163,7 +163,8 @@ def recomputed_every(config: TrainingConfig, longest_tokens: int) -> int | None:
     """Return every how many layers the activations of one are recomputed: 1 for all, None for none.
 
     Recomputing all layers costs about a third more time, so `auto` does it only where memory requires it.
+    Each rank of a run must call this, once: all choose for the one with the least memory.
     """
     if config.activation_checkpointing != "auto":
         return 1 if config.activation_checkpointing else None
-    return choose_recomputation(config, local_host(config), longest_tokens)
+    return choose_recomputation(config, agreed_host(config), longest_tokens)

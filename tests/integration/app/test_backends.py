@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.tables import Dataset, Worker
+from app.tables import Dataset, RunStatus, Worker
 from trainers.configs import Queue
 
 SFT: dict[str, Any] = {"stage": "sft", "base": "org/model", "dataset": "rows"}
@@ -101,3 +101,58 @@ def test_a_setting_that_a_cpu_does_not_have_is_refused_at_its_field(
         (fault,) = response.json()["error"]["fields"]
         assert fault["field"] == f"stages.0.{next(iter(setting))}"
         assert fault["message"].startswith("On queue cpu, ") and message in fault["message"]
+
+
+NF4 = "Use preset gpu-24gb-nf4, which stores the base in 4 bits, a smaller base, or a larger GPU."
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (SFT | {"base": "org/model-8B", "preset": "gpu-24gb"}, NF4),
+        (GRPO | {"base": "org/model-8B", "preset": "gpu-24gb"}, NF4),
+        (SFT | {"base": "org/model-8B", "preset": "gpu-24gb-nf4"}, None),
+        (SFT | {"base": "org/model-4B", "preset": "gpu-24gb"}, None),
+        (SFT | {"base": "org/model-8B", "preset": "gpu-80gb"}, None),
+        (SFT | {"base": "org/model", "preset": "gpu-24gb"}, None),
+        (SFT | {"base": "org/model-8B", "queue": "cuda", "tuning": {"method": "full"}}, None),
+    ],
+)
+def test_a_base_that_exceeds_the_gpu_of_its_preset_is_a_warning_with_the_estimate(
+    stage: dict[str, Any], expected: str | None, client: TestClient, rows: Dataset
+) -> None:
+    warnings = [one for one in plan(client, stage).json()["stages"][0]["warnings"] if " GB of a GPU" in one]
+    assert [warning.endswith(expected or "") for warning in warnings] == [True] * (expected is not None)
+    assert all("Of a GPU with 24 GB, 22 GB are usable" in warning for warning in warnings)
+
+
+def test_a_live_gpu_counts_and_not_the_one_of_the_preset(
+    client: TestClient, rows: Dataset, make_worker: Callable[..., Worker]
+) -> None:
+    gpu = {"uuid": "GPU-1", "name": "H100", "memory_bytes": 80 << 30}
+    make_worker(queues=[Queue.cuda], hardware={"memory_bytes": 1 << 40, "gpus": [gpu]}, slots={"cuda": 1})
+    eight = SFT | {"base": "org/model-8B", "preset": "gpu-24gb"}
+    assert "GB of a GPU" not in str(plan(client, eight).json()["stages"][0]["warnings"])
+    full = SFT | {"base": "org/model-8B", "queue": "cuda", "tuning": {"method": "full"}}
+    assert "Train an adapter (tuning.method lora)" in str(plan(client, full).json()["stages"][0]["warnings"])
+
+
+@pytest.mark.parametrize(("is_busy", "expected"), [(False, 30), (True, 80)])
+def test_preflight_leaves_out_what_other_programs_use_of_a_gpu(
+    is_busy: bool,
+    expected: int,
+    client: TestClient,
+    rows: Dataset,
+    make_worker: Callable[..., Worker],
+    make_job: Callable[..., Any],
+) -> None:
+    used = [0, 50, 0, 0]
+    gpus = [{"uuid": f"GPU-{i}", "memory_bytes": 80 << 30, "used_bytes": n << 30} for i, n in enumerate(used)]
+    hardware = {"memory_bytes": 1 << 40, "gpus": gpus}
+    worker = make_worker(queues=[Queue.cuda], hardware=hardware, slots={"cuda": 4})
+    if is_busy:
+        make_job(RunStatus.running, worker_id=worker.id, queue=Queue.cuda)
+    body = {"name": "one", "stages": [SFT | {"queue": "cuda", "devices": 4}]}
+    job = client.post("/api/v1/jobs/preflight", json=body).json()["job"]
+    (host,) = job["runs"][0]["config"]["hosts"]
+    assert (host["devices"], host["memory_bytes"]) == (4, expected << 30)

@@ -1,37 +1,73 @@
 """The memory of this host, of which a stage can use what no other program holds."""
 
 import os
+from collections.abc import Sequence
+from datetime import timedelta
 
 import psutil
 import torch
+from torch import distributed
 
 from trainers.configs.base import Queue
 from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import TrainingConfig
 from trainers.preflight.memory.model import USABLE_SHARE, has_engine
 from trainers.preflight.memory.unified import unified_share
+from trainers.runtime.ranks import local_rank, node_count, world_size
+
+# A rank may still load its rows, which another one renders for it.
+AGREEMENT_SECONDS = 1200.0
 
 
 def local_host(config: TrainingConfig) -> HostMemory:
     """Return the memory of this host, or of its GPUs, that a stage can use.
 
     What other programs hold is not available; what this one holds is part of its estimate, as the weights
-    and the engine of a run are.
+    of a run are. Of several GPUs, the one with the least memory decides.
     """
-    # Ranks must choose alike, and each would see another amount of free memory: they take the whole, of GPUs
-    # that they hold alone.
-    takes_whole = config.processes > 1 or has_engine(config)
     if not config.uses_mlx and torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info(0)
-        memory = total if takes_whole else min(total, free + torch.cuda.memory_reserved(0))
         count = torch.cuda.device_count()
+        memory = min(_gpu_bytes(number, config) for number in _own_gpus(config, count))
         return HostMemory(worker="this host", device="cuda", devices=count, memory_bytes=memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if config.queue is Queue.mlx:
         return HostMemory(worker="this host", device="mlx", memory_bytes=memory)
-    if not takes_whole:
-        memory = min(memory, psutil.virtual_memory().available + _own_bytes())
+    # An engine that already runs holds memory that the estimate counts.
+    if not has_engine(config):
+        memory = min(memory, psutil.virtual_memory().available + _own_bytes() * _ranks_here())
     return HostMemory(worker="this host", memory_bytes=memory // config.devices)
+
+
+def agreed_host(config: TrainingConfig) -> HostMemory:
+    """Return the memory of this host's device, or of the smallest of all ranks: they must choose alike."""
+    host = local_host(config)
+    if not distributed.is_torchelastic_launched() or world_size() == 1:
+        return host
+    # The processes have not met yet: the store is the launcher's, which each of them reaches.
+    store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(seconds=AGREEMENT_SECONDS)))
+    store = distributed.PrefixStore("tunesmith/memory", store)
+    return host.model_copy(update={"memory_bytes": agree_on_least(store, rank, count, host.memory_bytes)})
+
+
+def agree_on_least(store: distributed.Store, rank: int, count: int, value: int) -> int:
+    """Return the least value of all ranks, each of which must call this once with the store."""
+    store.set(str(rank), str(value))
+    return min(int(store.get(str(other))) for other in range(count))
+
+
+def _own_gpus(config: TrainingConfig, count: int) -> Sequence[int]:
+    """Return the GPU of this rank, or those that the ranks would have."""
+    return [local_rank() % count] if world_size() > 1 else range(min(config.devices, count))
+
+
+def _gpu_bytes(number: int, config: TrainingConfig) -> int:
+    free, total = torch.cuda.mem_get_info(number)
+    # An engine takes its share of the whole, and what it has taken already is not free.
+    return int(total if has_engine(config) else min(total, free + torch.cuda.memory_reserved(number)))
+
+
+def _ranks_here() -> int:
+    return world_size() // node_count()
 
 
 def _own_bytes() -> int:

@@ -82,7 +82,7 @@ def test_a_vllm_that_is_killed_leaves_no_engine_core(wide: Path, tmp_path: Path)
         for victim in (core, server):
             victim.suspend()
         server.kill()
-    assert not any(map(is_running, family))
+    wait_for(lambda: not any(map(is_running, family)))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["all", "core"])
