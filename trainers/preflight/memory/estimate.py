@@ -188,6 +188,9 @@ def _estimate_for_host(
         "needed_bytes": sum(parts.values()),
         "parts": parts,
         "fits": sum(parts.values()) <= usable and small_share is None,
+        # As `activation_checkpointing: auto` does.
+        "fits_recomputed": small_share is None
+        and _total_bytes(config, shape, requested.replace(recomputed_every=1), host, tokens) <= usable,
     }
     if small_share is not None:
         return estimate | {"plan": None, "missing_bytes": 0, "advice": " ".join(small_share)}

@@ -15,8 +15,8 @@ def check_memory(config: TrainingConfig, estimate: dict[str, Any] | None) -> Ite
     `activation_checkpointing: auto` chooses that by itself.
     """
     for host in estimate["hosts"] if estimate is not None else []:
-        plan = host["plan"]
-        if host["fits"] or (plan is not None and _is_as_configured(config, plan)):
+        plan, is_auto = host["plan"], config.activation_checkpointing == "auto"
+        if host["fits"] or (is_auto and host["fits_recomputed"]):
             continue
         message = (
             f"On {host['worker']} the stage needs {host['needed_bytes'] / GB:.1f} GB of {host['device']} "
@@ -24,11 +24,6 @@ def check_memory(config: TrainingConfig, estimate: dict[str, Any] | None) -> Ite
         )
         advice = host["advice"] if plan is None else _describe_plan(config, host)
         yield new_finding(FindingCode.memory_short, FindingLevel.warning, message, advice)
-
-
-def _is_as_configured(config: TrainingConfig, plan: dict[str, Any]) -> bool:
-    recomputes = config.activation_checkpointing == "auto" or not plan["activation_checkpointing"]
-    return recomputes and not _list_changes(config, plan)
 
 
 def _list_changes(config: TrainingConfig, plan: dict[str, Any]) -> list[str]:
