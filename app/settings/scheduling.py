@@ -95,7 +95,8 @@ class SchedulingSettings(BaseSettings):
         120,
         gt=0,
         description="Seconds between the request to save a checkpoint and stop, and killing the program; "
-        "at least twice what an earlier checkpoint of the attempt took.",
+        "at least twice what an earlier checkpoint of the attempt took, or what the first may take by its "
+        "size.",
     )
     stage_limits: dict[StageKind, StageLimits] = Field(
         default_factory=dict,

@@ -1,6 +1,7 @@
 """A node of a run on several hosts that does not lead it; its program ends with the leader's attempt."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -149,11 +150,12 @@ class _NodeExecution:
         if self._must_stop() and self._kill_at is None:
             if self._worker.stopping.is_set():
                 self._write(is_stopping=True)
-            is_cancelled = self._state is not None and self._state.status is RunStatus.cancelling
-            self._kill_at = now + (
-                settings.stop_grace_seconds if is_cancelled else settings.pause_grace_seconds
-            )
+            # A pause lasts as long as the leader allows for the checkpoint; then the attempt ends, and with it
+            # this program.
+            self._kill_at = math.inf
             program.stop()
+        if self._state is not None and self._state.status is RunStatus.cancelling:
+            self._kill_at = min(self._kill_at or math.inf, now + settings.stop_grace_seconds)
         if self._kill_at is not None and now > self._kill_at:
             program.kill()
 

@@ -20,11 +20,17 @@ from app.storage.database import transaction
 from app.storage.opening import get_store
 from app.storage.remote.protocol import PublishedArtifact
 from app.tables import Checkpoint, EventType, Run
-from trainers.configs import TrainingConfig
+from trainers.configs import AnyStage, FullTuning, TrainingConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 
 LINK_FOLDER = ".held"
+# A slow disk, such as one over a network.
+SAVE_BYTES_PER_SECOND = 100e6
+# Of a base in 16 bits: its weights and two moments in fp32; the same of an adapter with a rank of about 100.
+FULL_SHARE, ADAPTER_SHARE = 6.0, 0.2
+# Only a program that hangs is waited for so long.
+MAX_ESTIMATED_SECONDS = 1800.0
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +103,20 @@ class CheckpointUploads:
             shutil.rmtree(links, ignore_errors=True)
             return source
         return links
+
+
+def estimate_save_seconds(run_dir: Path, config: AnyStage, base: str | None) -> float:
+    """Return how long the first checkpoint of an attempt may take, from the size of what it holds.
+
+    That is the size of the checkpoint from which the attempt resumes, else it follows from the base's weights.
+    """
+    if not isinstance(config, TrainingConfig):
+        return 0.0
+    size_bytes: float = max((saved.size_bytes for saved in files.checkpoints(run_dir)), default=0)
+    if not size_bytes and base is not None:
+        share = FULL_SHARE if isinstance(config.tuning, FullTuning) else ADAPTER_SHARE
+        size_bytes = share * sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
+    return min(size_bytes / SAVE_BYTES_PER_SECOND, MAX_ESTIMATED_SECONDS)
 
 
 def _max_waiting(run: Run) -> int:

@@ -34,7 +34,7 @@ from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
 from workers.runs import complete, deploy_stage
-from workers.runs.checkpoints import CheckpointUploads
+from workers.runs.checkpoints import CheckpointUploads, estimate_save_seconds
 from workers.runs.claim import ClaimedRun
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
@@ -108,6 +108,7 @@ class _RunExecution:
         self.status = RunStatus.running
         self.kill_at: float | None = None
         """When a program that was asked to stop is killed."""
+        self.expected_save_seconds = 0.0
         self.unsaved = RunDirChanges()
         self.batch: BatchFollower | None = None
         self.group = GroupLeader(run, worker) if run.nodes > 1 else None
@@ -129,6 +130,8 @@ class _RunExecution:
             remove_run_dir(launch.run_dir)
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
+        base = launch.base.base if launch.base is not None else None
+        self.expected_save_seconds = estimate_save_seconds(launch.run_dir, launch.config, base)
         self.tokens = TokenUseFollower(self.run, launch.run_dir)
         if isinstance(launch.config, BatchConfig) and launch.config.batch is not None:
             self.batch = BatchFollower(launch.config.batch, launch.run_dir)
@@ -264,7 +267,7 @@ class _RunExecution:
             self._check_lease()
             self._save(follower.poll())
             use.poll()
-            self._handle_stop(program, follower.save_seconds)
+            self._handle_stop(program, follower.save_seconds or self.expected_save_seconds)
             self._handle_failed_rank(program, follower)
             if self.group is not None:
                 self.group.poll()
@@ -327,7 +330,7 @@ class _RunExecution:
     def _handle_stop(self, process: GuardedProcess, save_seconds: float = 0.0) -> None:
         """Stop the process when the run is cancelled or paused, or when this worker is shutting down.
 
-        `save_seconds` is how long its largest checkpoint took.
+        `save_seconds` is how long its largest checkpoint took, or may take if it has saved none.
         """
         now = time.monotonic()
         is_leaving = self.worker.stopping.is_set() or (self.group is not None and self.group.is_stopping)

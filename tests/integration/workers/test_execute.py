@@ -35,11 +35,12 @@ from app.tables import (
 )
 from app.workers.gpus import Gpu
 from tests.integration.workers.conftest import execute_next, row
-from trainers.configs import Queue, StageKind
+from trainers.configs import Queue, StageKind, parse_stage
 from workers.hosts.devices import DevicePool
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.runs import complete
+from workers.runs.checkpoints import estimate_save_seconds
 from workers.runs.complete import RunAttempt
 
 Submit = Callable[..., str]
@@ -356,6 +357,37 @@ def test_a_run_that_pauses_gets_the_time_that_its_checkpoints_take(
     move(run_id, RunStatus.pausing)
     thread.join()
     assert (row(run_id).status, checkpoint_steps(run_id)) == (RunStatus.paused, [3, 6])
+
+
+@on_sqlite
+def test_a_pause_before_the_first_checkpoint_gets_the_time_that_its_size_needs(
+    worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.settings.pause_grace_seconds = 0.5
+    monkeypatch.setattr("workers.runs.checkpoints.SAVE_BYTES_PER_SECOND", 1)
+    save = (
+        "signal.signal(15, lambda *_: (time.sleep(2 * (attempt - 1)), checkpoint(3 * attempt), sys.exit(75)))"
+    )
+    run_id = submit(f"{save}\n{FOREVER}")
+    for attempt in (1, 2):
+        thread = in_thread(lambda: execute_next(worker))
+        log = run_dir_of(worker, run_id).with_name(f"attempt-{attempt}") / "log.txt"
+        until(lambda log=log: log.exists() and "started" in log.read_text())  # type: ignore[misc]
+        move(run_id, RunStatus.pausing)
+        thread.join()
+        assert (row(run_id).status, checkpoint_steps(run_id)[-1]) == (RunStatus.paused, 3 * attempt)
+        move(run_id, RunStatus.queued)
+
+
+@pytest.mark.parametrize(("tuning", "seconds"), [("full", 60), ("lora", 2)])
+def test_the_first_checkpoint_is_estimated_from_the_weights_of_the_base(
+    tuning: str, seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.runs.checkpoints.SAVE_BYTES_PER_SECOND", 10)
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        (tmp_path / name).write_bytes(bytes(50))
+    stage = {"stage": "sft", "base": str(tmp_path), "dataset": "rows", "tuning": {"method": tuning}}
+    assert estimate_save_seconds(tmp_path, parse_stage(stage), str(tmp_path)) == seconds
 
 
 @on_sqlite
