@@ -150,8 +150,8 @@ class _NodeExecution:
         if self._must_stop() and self._kill_at is None:
             if self._worker.stopping.is_set():
                 self._write(is_stopping=True)
-            # A pause lasts as long as the leader allows for the checkpoint; then the attempt ends, and with it
-            # this program.
+            # A pause lasts as long as the leader allows for the checkpoint. Then the attempt ends, and this
+            # program with it.
             self._kill_at = math.inf
             program.stop()
         if self._state is not None and self._state.status is RunStatus.cancelling:

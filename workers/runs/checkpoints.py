@@ -108,7 +108,7 @@ class CheckpointUploads:
 def estimate_save_seconds(run_dir: Path, config: AnyStage, base: str | None) -> float:
     """Return how long the first checkpoint of an attempt may take, from the size of what it holds.
 
-    That is the size of the checkpoint from which the attempt resumes, else it follows from the base's weights.
+    That is the size of the checkpoint from which the attempt resumes, or it follows from the base's weights.
     """
     if not isinstance(config, TrainingConfig):
         return 0.0
