@@ -34,7 +34,7 @@ MAX_ERROR_CHARACTERS = 500
 TokenIds = list[int]
 
 
-class EngineTimeout(EngineFailed):
+class EngineNotResponding(EngineFailed):
     """The engine runs, and has not responded in time."""
 
 
@@ -141,7 +141,7 @@ class EngineSampler:
         seconds = max(MIN_REQUEST_SECONDS, deadline - time.monotonic())
         try:
             response = self._post("/v1/completions", body, seconds).json()
-        except EngineTimeout as error:
+        except EngineNotResponding as error:
             raise EngineFailed(
                 f"The engine has not returned the completions of a step within {self._timeout_seconds:g} s "
                 "(engine_timeout_seconds).",
@@ -184,7 +184,7 @@ class EngineSampler:
             end = self._engine.describe_end() if self._engine is not None else None
             reason = end or f"The engine did not respond to {path}: {error or type(error).__name__}."
             is_late = end is None and isinstance(error, httpx2.TimeoutException)
-            raise (EngineTimeout if is_late else EngineFailed)(reason, self._log_hint) from error
+            raise (EngineNotResponding if is_late else EngineFailed)(reason, self._log_hint) from error
         if response.is_success:
             return response
         raise EngineFailed(
