@@ -162,7 +162,7 @@ def chat(serving: ServingOptions) -> None:
     """Start the engine, and chat with its last adapter, or with the base if there is none."""
     from serving.chat_cli import ChatSession
     from serving.engines.child_engine import latest_model_name, run_engine
-    from trainers.runtime.ports import HeldPort
+    from trainers.runtime.launch_command import HeldPort
 
     print(f"Starting {serving.engine} …", file=sys.stderr)
     with (
@@ -185,7 +185,7 @@ def complete_rows(serving: ServingOptions, input: Path | None, output: Path | No
     from trainers.configs.stages.generate import GenerateConfig
     from trainers.evaluation import row_completions
     from trainers.runtime.endpoints import Endpoint
-    from trainers.runtime.ports import HeldPort
+    from trainers.runtime.launch_command import HeldPort
 
     if input is None or output is None:
         missing = "--input" if input is None else "--output"

@@ -10,7 +10,7 @@ from serving.engines import Engine, EngineConfig
 from serving.engines.child_engine import log_tail
 from serving.engines.engine import START_TIMEOUT_SECONDS
 from serving.http.addresses import is_private
-from trainers.runtime.ports import HeldPort
+from trainers.runtime.launch_command import HeldPort
 from workers.hosts.devices import Devices
 from workers.hosts.environments import empty_folder, engine_environment
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process

@@ -15,8 +15,7 @@ from app.tables import Run
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-from trainers.runtime.launch_command import NodePlace
-from trainers.runtime.ports import HeldPort, NoFreePort, hold_port
+from trainers.runtime.launch_command import HeldPort, NodePlace, NoFreePort, hold_port
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchStopped

@@ -20,7 +20,7 @@ import httpx2
 
 from trainers.configs.engines import EngineKind
 from trainers.runtime.errors import EngineFailed
-from trainers.runtime.ports import HeldPort
+from trainers.runtime.launch_command import HeldPort
 from trainers.runtime.process_tree import mark, new_marker
 from trainers.runtime.ranks import current_rank
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trainers.runtime.ports import HeldPort, NoFreePort, hold_port
+from trainers.runtime.launch_command import HeldPort, NoFreePort, hold_port
 
 HOST = "127.0.0.1"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, ports are not held")
