@@ -56,7 +56,7 @@ def run(config: DistillConfig, run_dir: Path, events: EventWriter) -> dict[str, 
     prompts = load_student_prompts(config.dataset, tokenizer, cache_of_process(run_dir))
     _check_pair(config, tokenizer, prompts)
     check_before_training(config, tokenizer, prompts, run_dir, events)
-    model = load_policy(config, precision, events)
+    model = load_policy(config, precision, run_dir, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, precision)
         epochs = len(trainer.train_dataset) / prompts.rows

@@ -60,7 +60,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     cache = cache_of_process(run_dir)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, preferences, run_dir, events)
-    model = load_policy(config, precision, events)
+    model = load_policy(config, precision, run_dir, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, preferences, precision, cache)
         callback = DpoCallback(config, run_dir, events, stop, precision)
@@ -150,7 +150,7 @@ def _build_trainer(
     needs_copy = isinstance(config.tuning, FullTuning) and not config.precompute_reference
     trainer = PairTrainer(
         model=model,
-        ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
+        ref_model=load_policy(config, precision, run_dir, EventWriter(None)) if needs_copy else None,
         args=arguments,
         train_dataset=_build_dataset(config, run_dir, preferences),
         eval_dataset=_load_validation_dataset(config, tokenizer, cache),

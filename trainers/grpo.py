@@ -67,7 +67,7 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
     validation = _load_validation_prompts(config, tokenizer, run_dir)
     with _run_sampler(config, run_dir, precision, [prompts, *filter(None, [validation])]) as sampler:
-        model = load_policy(config, precision, events)
+        model = load_policy(config, precision, run_dir, events)
         with stop_after_step() as stop:
             trainer = _build_trainer(
                 config, run_dir, model, tokenizer, prompts, rollouts, precision, validation, sampler

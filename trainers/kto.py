@@ -51,7 +51,7 @@ def run(config: KtoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     cache = cache_of_process(run_dir)
     labelled = load_labelled(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, labelled, run_dir, events)
-    model = load_policy(config, precision, events)
+    model = load_policy(config, precision, run_dir, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, labelled, precision, cache)
         callback = ReferenceCallback(config, run_dir, events, stop, precision)
@@ -115,7 +115,7 @@ def _build_trainer(
     trainer = LabelledTrainer(
         model=model,
         # Without a reference, TRL loads one from the path in the model's config: another model, perhaps.
-        ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
+        ref_model=load_policy(config, precision, run_dir, EventWriter(None)) if needs_copy else None,
         args=arguments,
         train_dataset=dataset,
         eval_dataset=validation,

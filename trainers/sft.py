@@ -55,7 +55,7 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     cache = cache_of_process(run_dir)
     examples = load_examples(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, examples, run_dir, events)
-    model = load_policy(config, precision, events)
+    model = load_policy(config, precision, run_dir, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, examples, precision, cache)
         callback = RunDirCallback(config, run_dir, events, stop)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants
@@ -49,6 +49,7 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import DeviceUnavailable, ProgramError, has_disk_full_cause
 
 ModelReference = str | StageOutput | AdaptedModel
+Placement = Literal["cpu", "gpu", "meta"]
 
 # Of the errors with which transformers refuses a model type, and one that does not complete text.
 UNKNOWN_ARCHITECTURE = ("does not recognize this architecture", "Unrecognized configuration class")
@@ -184,18 +185,20 @@ def load_base(
     dtype: torch.dtype,
     attention: str | None = None,
     quantization: BitsAndBytesConfig | None = None,
-    onto_gpu: bool = False,
+    placement: Placement = "cpu",
 ) -> PreTrainedModel:
-    """Load the base model on the CPU, or on this process's device if it is quantized or that is asked for.
+    """Load the base model; a quantized one onto this process's device in any case.
 
-    Raises the errors of `open_base`.
+    On torch's `meta` device no weight is read. Raises the errors of `open_base`.
     """
     folder = open_base(base)
     check_torch_format(base, load_config(base))
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
         options["quantization_config"] = quantization
-    if quantization is not None or onto_gpu:
+    if placement == "meta":
+        options["device_map"] = {"": "meta"}
+    elif quantization is not None or placement == "gpu":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         options["device_map"] = {"": device}
     with _model_errors(base):
@@ -216,8 +219,13 @@ def load_model(
     """
     if not isinstance(reference, AdaptedModel):
         return load_base(get_base_model(reference), dtype, **options)
+    check_adapter_folder(Path(reference.adapter))
+    return load_adapter(load_base(reference.base, dtype, **options), reference, is_trainable)
+
+
+def load_adapter(model: PreTrainedModel, reference: AdaptedModel, is_trainable: bool) -> PeftModel:
+    """Load an adapter onto its base; raises AdapterUnreadable."""
     adapter = check_adapter_folder(Path(reference.adapter))
-    model = load_base(reference.base, dtype, **options)
     with warnings.catch_warnings():
         # PEFT only warns if parameter names do not match, and would continue with an adapter without effect.
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)

@@ -61,6 +61,16 @@ def is_first_of_host() -> bool:
     return local_rank() == 0
 
 
+def ranks_of_host() -> int:
+    """Return the number of processes of the run on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
+def launch_name() -> str:
+    """Return a name of this start of the run, the same for all ranks of a host: that of their launcher."""
+    return f"{os.getppid()}-{psutil.Process(os.getppid()).create_time():.0f}"
+
+
 def node_rank() -> int:
     """Return the number of this host among those of the run."""
     return int(os.environ.get("GROUP_RANK", "0"))
@@ -68,7 +78,7 @@ def node_rank() -> int:
 
 def node_count() -> int:
     """Return the number of hosts of the run."""
-    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+    return world_size() // ranks_of_host()
 
 
 class RankWatch:
@@ -78,7 +88,7 @@ class RankWatch:
         self._run_dir = run_dir
         self._launched_at = psutil.Process(os.getppid()).create_time()
         # An earlier start in the same run directory may have left files.
-        self._folder = run_dir / FOLDER / f"{os.getppid()}-{self._launched_at:.0f}"
+        self._folder = run_dir / FOLDER / launch_name()
         self._file = self._folder / f"{current_rank()}-{os.getpid()}"
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)

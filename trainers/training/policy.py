@@ -1,6 +1,7 @@
 """The model to train, and its new adapter."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +22,21 @@ from trainers.modeling.architecture import (
     name_experts,
 )
 from trainers.modeling.attention.choice import describe_package, pick_attention
-from trainers.modeling.load import check_adapter_folder, forward_dtype, load_config, load_model, pick_device
+from trainers.modeling.load import (
+    Placement,
+    check_adapter_folder,
+    forward_dtype,
+    load_adapter,
+    load_base,
+    load_config,
+    pick_device,
+)
+from trainers.modeling.model_source import open_base
 from trainers.modeling.quantization.nf4 import quantization_config
+from trainers.modeling.shared_weights import is_stored, share_weights
+from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
+from trainers.runtime.ranks import ranks_of_host
 
 FP16_NOTICE = (
     "The GPU emulates bf16, so training is in fp16, whose largest value is 65,504; the loss is scaled, and "
@@ -34,7 +47,7 @@ T = TypeVar("T", bound=Trainer)
 
 
 def load_policy(
-    config: TrainingConfig, precision: Precision, events: EventWriter
+    config: TrainingConfig, precision: Precision, run_dir: Path, events: EventWriter
 ) -> PreTrainedModel | PeftModel:
     """Load the model to train, onto the GPU unless it will be sharded.
 
@@ -50,23 +63,42 @@ def load_policy(
         events.write_warning("precision_fp16", FP16_NOTICE)
     if (notice := describe_package(attention)) is not None:
         events.write_warning("attention_from_package", notice)
-    model = load_model(
-        config.base,
-        dtype,
-        is_trainable=is_lora,
-        attention=attention,
-        quantization=quantization_config(config, dtype),
-        # Else the host's memory would hold a copy for each rank. What is sharded moves to the GPUs in parts.
-        onto_gpu=pick_device(config.queue).type == "cuda" and config.parallelism not in SHARDED_STATE,
-    )
+    model = _load_base(config, dtype, attention, run_dir)
     name_experts(model.config)
-    if not isinstance(model, PeftModel):
-        return model
-    if isinstance(config.tuning, FullTuning):
-        # PEFT froze the base when it loaded the adapter.
-        return model.merge_and_unload().requires_grad_(True)
-    warn_of_kept_settings(config.tuning, model.peft_config["default"], events)
+    if isinstance(config.base, AdaptedModel) and isinstance(config.tuning, LoraTuning):
+        model = load_adapter(model, config.base, is_trainable=True)
+        warn_of_kept_settings(config.tuning, model.peft_config["default"], events)
     return model
+
+
+def _load_base(
+    config: TrainingConfig, dtype: torch.dtype, attention: str | None, run_dir: Path
+) -> PreTrainedModel:
+    """Load the base, with an adapter merged into it if all weights are trained.
+
+    The host's memory must not hold a copy for each rank.
+    """
+    base = get_base_model(config.base)
+    quantization = quantization_config(config, dtype)
+    is_sharded = config.processes > 1 and config.parallelism in SHARDED_STATE
+    on_gpu = pick_device(config.queue).type == "cuda" and not is_sharded
+    is_merged = isinstance(config.base, AdaptedModel) and isinstance(config.tuning, FullTuning)
+
+    def load() -> PreTrainedModel:
+        placement: Placement = "gpu" if on_gpu else "cpu"
+        model = load_base(base, dtype, attention, quantization, placement)
+        if not is_merged:
+            return model
+        assert isinstance(config.base, AdaptedModel)
+        # PEFT freezes the base when it loads the adapter.
+        return load_adapter(model, config.base, is_trainable=False).merge_and_unload().requires_grad_(True)
+
+    load_empty = partial(load_base, base, dtype, attention, placement="meta")
+    if not is_sharded or quantization is not None or ranks_of_host() == 1:
+        return load()
+    if not is_merged and is_stored(Path(open_base(base)), load_empty()):
+        return load()
+    return share_weights(load, load_empty, run_dir / files.SCRATCH)
 
 
 def build_empty_policy(config: TrainingConfig) -> PreTrainedModel | PeftModel:

@@ -55,9 +55,9 @@ def dpo_trainer(
     config = parse_stage(values | {"losses": {"robust": 1}, "batch_size": BATCH, "beta": 0.5})
     assert isinstance(config, DpoConfig)
     tokenizer = load_tokenizer(config.base)
-    model = load_policy(config, Precision.fp32, EventWriter(None))
-    preferences = load_preferences(config.dataset, tokenizer, config.max_length)
     folder = tmp_path_factory.mktemp("dpo")
+    model = load_policy(config, Precision.fp32, folder, EventWriter(None))
+    preferences = load_preferences(config.dataset, tokenizer, config.max_length)
     trainer = dpo._build_trainer(config, folder, model, tokenizer, preferences, Precision.fp32)
     return _moved(trainer)
 
@@ -79,9 +79,9 @@ def grpo_trainer(
     assert isinstance(config, GrpoConfig)
     tokenizer = load_tokenizer(config.base)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
-    model = load_policy(config, Precision.fp32, EventWriter(None))
-    rollouts = RolloutRecorder(config.rewards, config.num_generations)
     folder = tmp_path_factory.mktemp("grpo")
+    model = load_policy(config, Precision.fp32, folder, EventWriter(None))
+    rollouts = RolloutRecorder(config.rewards, config.num_generations)
     return _moved(grpo._build_trainer(config, folder, model, tokenizer, prompts, rollouts, Precision.fp32))
 
 

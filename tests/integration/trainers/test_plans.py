@@ -21,11 +21,11 @@ Stage = dict[str, Any]
 
 @pytest.mark.parametrize("kind", ["lora", "full", "adapter"])
 def test_parameters_are_counted_as_those_of_the_loaded_model(
-    short_sft: Stage, adapted: dict[str, str], kind: str
+    short_sft: Stage, adapted: dict[str, str], kind: str, tmp_path: Path
 ) -> None:
     changes: Stage = {"base": adapted} if kind == "adapter" else {"tuning": {"method": kind}}
     config = SftConfig.model_validate(short_sft | changes)
-    loaded = load_policy(config, Precision.fp32, EventWriter(None))
+    loaded = load_policy(config, Precision.fp32, tmp_path, EventWriter(None))
     adapter = new_adapter_config(config, loaded)
     expected = count_parameters(loaded if adapter is None else get_peft_model(loaded, adapter))
     empty = build_empty_policy(config)

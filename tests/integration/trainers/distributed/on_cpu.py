@@ -5,6 +5,8 @@ torch's launcher starts it in place of the program:
 """
 
 import json
+import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -16,7 +18,10 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
+from trainers.training import policy
+
 REPORT = "processes.json"
+LOADED = "loaded.json"
 
 
 def shard_on_cpu() -> None:
@@ -30,6 +35,28 @@ def shard_on_cpu() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = init
+
+
+def report_copies(run_dir: Path) -> None:
+    """After loading, write how many bytes of weights are in the memory of each process alone."""
+    original = policy.load_policy
+
+    def load_policy(*arguments: Any) -> Any:
+        model = original(*arguments)
+        report = {"copied": sum(p.nbytes for p in model.parameters() if not is_mapped(p))}
+        (run_dir / f"{os.environ['RANK']}-{LOADED}").write_text(json.dumps(report))
+        return model
+
+    policy.load_policy = load_policy
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is in a file that the kernel maps into memory, so that processes share it."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end, inode = re.match(r"(\w+)-(\w+) \S+ \S+ \S+ (\d+)", line).groups()  # type: ignore[union-attr]
+        if int(begin, 16) <= tensor.data_ptr() < int(end, 16):
+            return inode != "0"
+    return False
 
 
 def report_sharding(run_dir: Path) -> None:
@@ -58,6 +85,8 @@ def report_sharding(run_dir: Path) -> None:
 
 if __name__ == "__main__":
     module, sys.argv = sys.argv[1], [sys.argv[1], *sys.argv[2:]]
+    folder = Path(sys.argv[sys.argv.index("--run-dir") + 1])
     shard_on_cpu()
-    report_sharding(Path(sys.argv[sys.argv.index("--run-dir") + 1]))
+    report_copies(folder)
+    report_sharding(folder)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

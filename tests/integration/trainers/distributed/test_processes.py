@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import OFFLINE, ROOT
 from tests.integration.trainers.conftest import assert_same_run, losses, wait_for
@@ -83,11 +83,25 @@ def assert_sharded(held: list[dict[str, Any]], parallelism: str) -> None:
         assert (process["kinds"] == ["DTensor"]) == (parallelism == "fsdp2")
 
 
+@pytest.fixture
+def bf16_base(starter: Path, tmp_path: Path) -> str:
+    """Return the starter in the dtype in which most models are published, and which full tuning converts."""
+    base = tmp_path / "base"
+    shutil.copytree(starter, base)
+    weights = load_file(base / WEIGHTS["full"])
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, base / WEIGHTS["full"])
+    return str(base)
+
+
 @pytest.mark.parametrize(("tuning", "parallelism"), [("lora", "ddp"), ("full", "fsdp2")])
 def test_two_processes_train_as_one_does(
-    stage: dict[str, Any], tuning: str, parallelism: str, tmp_path: Path
+    stage: dict[str, Any], bf16_base: str, tuning: str, parallelism: str, tmp_path: Path
 ) -> None:
-    assert_like_one_process(stage, tuning, parallelism, tmp_path)
+    assert_like_one_process(stage | {"base": bf16_base}, tuning, parallelism, tmp_path)
+    if parallelism == "fsdp2":
+        loaded = [json.loads((tmp_path / "two" / f"{rank}-loaded.json").read_text()) for rank in range(2)]
+        assert loaded == [{"copied": 0}] * 2, "each process has a copy of weights that are sharded later"
+        assert not list((tmp_path / "two").rglob("weights-*"))
 
 
 @pytest.mark.slow
