@@ -5,7 +5,9 @@ page cache. One that is stored in another dtype, such as bf16 for full tuning in
 copy of each rank. The first rank of the host converts those, and all ranks map the files that it writes.
 """
 
+import ctypes
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, count
@@ -79,6 +81,9 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
         save_file({name: tensors[name].detach().contiguous() for name in names}, path)
         del tensors
         _map(path, model)
+    if sys.platform == "linux":
+        # Else glibc keeps most of the memory that is free now.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _split(tensors: dict[str, torch.Tensor]) -> Iterator[list[str]]:
