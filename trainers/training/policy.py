@@ -14,7 +14,14 @@ from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
-from trainers.configs.training import SHARDED_STATE, FullTuning, LoraTuning, Precision, TrainingConfig
+from trainers.configs.training import (
+    SHARDED_STATE,
+    FullTuning,
+    LoraTuning,
+    Parallelism,
+    Precision,
+    TrainingConfig,
+)
 from trainers.modeling.architecture import (
     MAMBA_KERNEL_LAYERS,
     MAMBA_TYPES,
@@ -55,20 +62,26 @@ def load_policy(
     A frozen base has the dtype of the forward pass. Trained weights are fp32: bf16 keeps 8 bits of a number,
     and rounds small updates away.
     """
-    is_lora = isinstance(config.tuning, LoraTuning)
-    dtype = forward_dtype(precision) if is_lora else torch.float32
     model_config = load_config(get_base_model(config.base))
     attention = pick_attention(config.attention, pick_device(config.queue), model_config, config.precision)
     if precision is Precision.fp16 and config.precision is Precision.auto:
         events.write_warning("precision_fp16", FP16_NOTICE)
     if (notice := describe_package(attention)) is not None:
         events.write_warning("attention_from_package", notice)
-    model = _load_base(config, dtype, attention, run_dir)
+    model = _load_base(config, _pick_dtype(config, precision), attention, run_dir)
     name_experts(model.config)
     if isinstance(config.base, AdaptedModel) and isinstance(config.tuning, LoraTuning):
         model = load_adapter(model, config.base, is_trainable=True)
         warn_of_kept_settings(config.tuning, model.peft_config["default"], events)
     return model
+
+
+def _pick_dtype(config: TrainingConfig, precision: Precision) -> torch.dtype:
+    is_deepspeed = config.processes > 1 and config.parallelism in (Parallelism.zero2, Parallelism.zero3)
+    # DeepSpeed casts the weights to bf16 before it copies them to fp32. It would do so on each rank.
+    if isinstance(config.tuning, LoraTuning) or (is_deepspeed and precision is Precision.bf16):
+        return forward_dtype(precision)
+    return torch.float32
 
 
 def _load_base(

@@ -27,9 +27,9 @@ from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
 from trainers.preflight.memory.activations import PassFormat
 from trainers.preflight.memory.engine_share import explain_small_share
-from trainers.preflight.memory.host import local_host, usable_bytes
+from trainers.preflight.memory.host import count_host_bytes, local_host, usable_bytes
 from trainers.preflight.memory.model import PROGRAM_BYTES, count_memory_parts, engine_bytes, has_engine
-from trainers.preflight.memory.shape import MemorySettings, ModelShape
+from trainers.preflight.memory.shape import BF16_BYTES, FP32_BYTES, MemorySettings, ModelShape
 from trainers.preflight.memory.unified import count_unified_parts
 
 # Configs name the width of the MLP differently.
@@ -192,6 +192,9 @@ def _estimate_for_host(
         "fits_recomputed": small_share is None
         and _total_bytes(config, shape, requested.replace(recomputed_every=1), host, tokens) <= usable,
     }
+    if host.device == "cuda":
+        width = BF16_BYTES if _has_16_bits(config, host) else FP32_BYTES
+        estimate["host_memory_parts"] = count_host_bytes(config, shape, requested, width)
     if small_share is not None:
         return estimate | {"plan": None, "missing_bytes": 0, "advice": " ".join(small_share)}
     if plan is None:

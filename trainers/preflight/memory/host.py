@@ -10,8 +10,9 @@ from torch import distributed
 
 from trainers.configs.base import Queue
 from trainers.configs.stages.preflight import HostMemory
-from trainers.configs.training import TrainingConfig
-from trainers.preflight.memory.model import USABLE_SHARE, has_engine
+from trainers.configs.training import FullTuning, Parallelism, TrainingConfig
+from trainers.preflight.memory.model import PROGRAM_BYTES, USABLE_SHARE, count_optimizer_bytes, has_engine
+from trainers.preflight.memory.shape import FP32_BYTES, MemorySettings, ModelShape
 from trainers.preflight.memory.unified import unified_share
 from trainers.runtime.ranks import local_rank, node_count, world_size
 
@@ -75,6 +76,30 @@ def _own_bytes() -> int:
     held = psutil.Process().memory_info()
     # macOS does not count the files.
     return int(held.rss - getattr(held, "shared", 0))
+
+
+def count_host_bytes(
+    config: TrainingConfig, shape: ModelShape, settings: MemorySettings, width: int
+) -> dict[str, int]:
+    """Return the bytes in the memory of a host with GPUs, by purpose; `width` is that of the passes.
+
+    Files that are only mapped are not counted, since the kernel can drop them. `base` is an upper bound: only
+    a base that is stored in another dtype or layout needs it, and it is gone before `checkpoint`.
+    """
+    parts = {"programs": config.devices * PROGRAM_BYTES["cpu"]}
+    is_full = isinstance(config.tuning, FullTuning)
+    if config.devices > 1 and settings.parallelism is Parallelism.fsdp2 and not settings.quantized:
+        # The first rank converts the base for all.
+        parts["base"] = shape.parameters * (FP32_BYTES if is_full else width)
+    elif config.devices > 1 and settings.parallelism in (Parallelism.zero2, Parallelism.zero3):
+        # DeepSpeed trains in the format of the passes.
+        parts["base"] = shape.parameters * width
+    if is_full and settings.parallelism is Parallelism.fsdp2:
+        # The shards of a checkpoint are copied, and written while training continues; of several hosts, the
+        # first gathers them.
+        parts["checkpoint"] = int(shape.parameters * FP32_BYTES + count_optimizer_bytes(config, shape))
+    held = parts["programs"] + max(parts.get("base", 0), parts.get("checkpoint", 0))
+    return parts | {"needed": held}
 
 
 def usable_bytes(host: HostMemory) -> int:

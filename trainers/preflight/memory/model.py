@@ -50,7 +50,7 @@ def count_memory_parts(
     parts = {
         "weights": _weight_bytes(config, shape, settings, width),
         "gradients": _gradient_bytes(config, shape, settings),
-        "optimizer": int(_optimizer_bytes(config, shape)) // _shard_count(settings, "optimizer"),
+        "optimizer": int(count_optimizer_bytes(config, shape)) // _shard_count(settings, "optimizer"),
         "activations": count_activation_bytes(config, shape, settings, sequences, tokens, passes),
         "logits": _logit_bytes(config, shape, sequences * tokens, passes.is_bf16),
     }
@@ -126,7 +126,8 @@ def _gradient_bytes(config: TrainingConfig, shape: ModelShape, settings: MemoryS
     return copies * _trained_parameters(config, shape) * FP32_BYTES // _shard_count(settings, "gradients")
 
 
-def _optimizer_bytes(config: TrainingConfig, shape: ModelShape) -> float:
+def count_optimizer_bytes(config: TrainingConfig, shape: ModelShape) -> float:
+    """Return the bytes of the optimizer's state of all trained weights."""
     trained = _trained_parameters(config, shape)
     if config.optimizer is Optimizer.adafactor:
         # Two vectors for each matrix.
