@@ -106,6 +106,10 @@ def _map(path: Path, model: PreTrainedModel) -> None:
     for old in model.parameters():
         if id(old) in mapped:
             mapped[id(old)] = nn.Parameter(mapped[id(old)], requires_grad=old.requires_grad)
+    for old in model.buffers():
+        if id(old) in mapped:
+            # Sharding leaves buffers as they are, and one of them would keep the whole file mapped.
+            mapped[id(old)] = mapped[id(old)].clone()
     # Tied weights stay one object.
     for module in model.modules():
         for name, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:

@@ -95,11 +95,11 @@ def highest_sum(folder: Path, end: str) -> int:
 
 
 def sample_rank() -> None:
-    """Run the program of a rank, and sample its memory from the loading of the base to the first step."""
+    """Run the program of a rank, and sample its memory until the base is loaded and sharded."""
     module, sys.argv = sys.argv[1], [sys.argv[1], *sys.argv[2:]]
     report: dict[str, Any] = {"samples": []}
     is_done = threading.Event()
-    load, train, step = policy.load_policy, SFTTrainer.train, SFTTrainer.training_step
+    load, train, schedule = policy.load_policy, SFTTrainer.train, SFTTrainer.create_scheduler
 
     def sample() -> None:
         while not is_done.wait(SAMPLE_SECONDS):
@@ -119,16 +119,16 @@ def sample_rank() -> None:
         report["loaded"] = add_sample()
         return train(self, *arguments, **options)
 
-    def training_step(self: Any, *arguments: Any, **options: Any) -> Any:
-        if not is_done.is_set():
-            is_done.set()
-            report["sharded"] = add_sample()
-            path = Path(sys.argv[sys.argv.index("--run-dir") + 1]) / f"{os.environ['RANK']}-memory.json"
-            path.write_text(json.dumps(report))
-        return step(self, *arguments, **options)
+    def mark_sharded(self: Any, *arguments: Any, **options: Any) -> Any:
+        is_done.set()
+        report["sharded"] = add_sample()
+        path = Path(sys.argv[sys.argv.index("--run-dir") + 1]) / f"{os.environ['RANK']}-memory.json"
+        path.write_text(json.dumps(report))
+        return schedule(self, *arguments, **options)
 
     policy.load_policy = load_policy
-    SFTTrainer.train, SFTTrainer.training_step = mark_loaded, training_step
+    # The Trainer creates the schedule when the weights are sharded.
+    SFTTrainer.train, SFTTrainer.create_scheduler = mark_loaded, mark_sharded
     if os.environ["CASE"] == "before":
         policy.is_stored = lambda *_: True
     shard_on_cpu()
