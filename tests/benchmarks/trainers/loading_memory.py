@@ -91,7 +91,7 @@ def highest_sum(folder: Path, end: str) -> int:
         return sum(max(sample for sample in rank["samples"] if sample[0] <= moment)[1] for rank in ranks)
 
     moments = [moment for rank in ranks for moment, _ in rank["samples"] if started <= moment <= ended]
-    return max(map(total, moments)) - sum(rank["samples"][0][1] for rank in ranks)
+    return int(max(map(total, moments)) - sum(rank["samples"][0][1] for rank in ranks))
 
 
 def sample_rank() -> None:
@@ -126,11 +126,11 @@ def sample_rank() -> None:
         path.write_text(json.dumps(report))
         return schedule(self, *arguments, **options)
 
-    policy.load_policy = load_policy
+    policy.load_policy = load_policy  # type: ignore[assignment]
     # The Trainer creates the schedule when the weights are sharded.
     SFTTrainer.train, SFTTrainer.create_scheduler = mark_loaded, mark_sharded
     if os.environ["CASE"] == "before":
-        policy.is_stored = lambda *_: True
+        policy.is_stored = lambda *_: True  # type: ignore[attr-defined]
     shard_on_cpu()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

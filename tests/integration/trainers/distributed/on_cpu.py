@@ -47,7 +47,7 @@ def report_copies(run_dir: Path) -> None:
         (run_dir / f"{os.environ['RANK']}-{LOADED}").write_text(json.dumps(report))
         return model
 
-    policy.load_policy = load_policy
+    policy.load_policy = load_policy  # type: ignore[assignment]
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:

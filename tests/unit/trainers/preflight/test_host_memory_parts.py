@@ -7,17 +7,18 @@ from trainers.configs.training import Parallelism
 from trainers.preflight.memory.host import count_host_bytes
 from trainers.preflight.memory.shape import BF16_BYTES, MemorySettings, ModelShape
 
-SIZES = {
-    "layers": 2,
-    "hidden": 8,
-    "intermediate": 16,
-    "heads": 2,
-    "query": 8,
-    "key_value": 4,
-    "vocabulary": 64,
-}
 SHAPE = ModelShape(
-    **SIZES, linear_parameters=900, other_parameters=100, adapter_parameters=10, has_fused_attention=True
+    layers=2,
+    hidden=8,
+    intermediate=16,
+    heads=2,
+    query=8,
+    key_value=4,
+    vocabulary=64,
+    linear_parameters=900,
+    other_parameters=100,
+    adapter_parameters=10,
+    has_fused_attention=True,
 )
 
 
