@@ -1,0 +1,1 @@
+"""The HTTP side: requests, retries, streams, files and the errors of all of them."""

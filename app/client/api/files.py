@@ -1,0 +1,203 @@
+"""Files that travel: uploads with progress, and downloads that continue after an interruption."""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import IO, Any
+
+import httpx2
+
+from app.client.api.connection import API, RETRIED_STATUSES, Connection
+from app.client.api.errors import ClientError, DownloadDamaged, ServerUnreachable, ServiceFailure, read_error
+from app.client.api.transport import CHUNK_BYTES
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that have travelled, and with those of the whole file if they are known."""
+# The service validates every row before it responds.
+UPLOAD_TIMEOUT_SECONDS = 3600.0
+
+
+class FileUnreadable(ClientError):
+    """A local file cannot be read or written."""
+
+
+class _UploadedFile:
+    """A file that reports how much of it was read."""
+
+    def __init__(self, file: IO[bytes], progress: Progress) -> None:
+        self._file, self._progress = file, progress
+        self._size = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._progress(self._file.tell(), self._size)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+async def upload_file(
+    connection: Connection,
+    path: str,
+    file: Path,
+    fields: dict[str, str],
+    progress: Progress | None,
+) -> httpx2.Response:
+    """Send a file as the form field `file`; the service recognizes content that it has, so it may repeat."""
+    retries = connection.retries()
+    while True:
+        try:
+            with file.open("rb") as content:
+                sent: Any = _UploadedFile(content, progress) if progress else content
+                request = connection.build(
+                    "POST",
+                    API + path,
+                    files={"file": (file.name, sent)},
+                    data=fields,
+                    timeout=UPLOAD_TIMEOUT_SECONDS,
+                )
+                response = await connection.open(request)
+            try:
+                await connection.transport.read(response)
+            finally:
+                await connection.transport.release(response)
+            return response
+        except OSError as error:
+            raise FileUnreadable(f"The file {file} cannot be read: {error.strerror}.") from error
+        except (ServerUnreachable, ServiceFailure) as error:
+            if isinstance(error, ServiceFailure) and error.status not in RETRIED_STATUSES:
+                raise
+            if (delay := retries.next_delay()) is None:
+                raise
+            await connection.transport.sleep(delay)
+
+
+async def download_file(
+    connection: Connection,
+    path: str,
+    target: Path,
+    *,
+    query: dict[str, str] | None = None,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a file of the API to `target`, which appears only when it is complete.
+
+    An interrupted download is continued, also by a later call: its bytes are in `<target>.part`.
+    """
+    part = target.with_name(target.name + ".part")
+    retries = connection.retries()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if sha256 is None:
+            # Nothing shows whether it is a part of the file as it is now.
+            part.unlink(missing_ok=True)
+        etag = None if sha256 is None else f'"{sha256}"'
+        is_complete = sha256 is not None and part.exists() and _hash(part) == sha256
+        while not is_complete:
+            n_bytes = _size(part)
+            is_complete, etag = await _continue_download(connection, path, part, query, etag, progress)
+            if _size(part) > n_bytes:
+                retries.reset()
+            if not is_complete:
+                if (delay := retries.next_delay()) is None:
+                    message = f"The download of {target.name} was interrupted after {_size(part):,} bytes."
+                    raise ServerUnreachable(message, "Repeat it: it continues where it was.")
+                await connection.transport.sleep(delay)
+        if sha256 is not None and _hash(part) != sha256:
+            part.unlink()
+            raise DownloadDamaged(
+                f"The downloaded file {target.name} differs from its hash, {sha256}.", "Repeat the download."
+            )
+        part.replace(target)
+    except OSError as error:
+        raise FileUnreadable(f"The file {target} cannot be written: {error.strerror}.") from error
+    return target
+
+
+async def download_archive(
+    connection: Connection, path: str, folder: Path, *, query: dict[str, str], progress: Progress | None
+) -> Path:
+    """Unpack a tar archive of the API into `folder`, without the folder that it contains."""
+    archive = folder.with_name(folder.name + ".tar")
+    await download_file(connection, path, archive, query=query, progress=progress)
+    temporary = folder.with_name(f"{folder.name}.unpacking")
+    temporary.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(temporary, filter="data")
+    (inner,) = temporary.iterdir()
+    inner.replace(folder)
+    temporary.rmdir()
+    archive.unlink()
+    return folder
+
+
+async def _continue_download(
+    connection: Connection,
+    path: str,
+    part: Path,
+    query: dict[str, str] | None,
+    etag: str | None,
+    progress: Progress | None,
+) -> tuple[bool, str | None]:
+    """Append what is missing; return whether the file is complete, and the tag of its content."""
+    transport = connection.transport
+    start = _size(part) if etag is not None else 0
+    headers = {"Range": f"bytes={start}-", "If-Range": etag} if start and etag is not None else {}
+    request = connection.build("GET", API + path, params=query, headers=headers)
+    try:
+        response = await transport.send(request, stream=True)
+    except httpx2.TransportError:
+        return False, etag
+    try:
+        if response.status_code == 416:
+            # The part is longer than the file: read all of it again.
+            part.unlink(missing_ok=True)
+            return False, etag
+        if response.status_code in RETRIED_STATUSES:
+            return False, etag
+        if not response.is_success:
+            await transport.read(response)
+            raise read_error(response)
+        etag = response.headers.get("etag")
+        await _write_body(connection, response, part, start if response.status_code == 206 else 0, progress)
+    except httpx2.TransportError:
+        return False, etag
+    finally:
+        await transport.release(response)
+    return True, etag
+
+
+async def _write_body(
+    connection: Connection, response: httpx2.Response, part: Path, start: int, progress: Progress | None
+) -> None:
+    length = response.headers.get("content-length")
+    total = start + int(length) if length is not None else None
+    done = start
+    with part.open("r+b" if start else "wb") as file:
+        file.seek(start)
+        async with aclosing(connection.transport.chunks(response)) as chunks:
+            async for chunk in chunks:
+                file.write(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The collections of a client, such as `client.jobs`: creating, listing and finding objects."""

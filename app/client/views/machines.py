@@ -1,0 +1,98 @@
+"""Workers, hosts in clouds, and the caller."""
+
+from datetime import datetime
+from typing import Any
+
+from app.client.views.base import ApiView, ErrorRecord
+
+
+class WorkerRecord(ApiView):
+    """A worker process."""
+
+    api_schema = "WorkerView"
+
+    id: str
+    name: str
+    alive: bool
+    host: str
+    pid: int
+    node_address: str | None = None
+    queues: list[str]
+    stages: list[str]
+    capabilities: list[str]
+    slots: dict[str, int]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    host_report: dict[str, Any] | None = None
+    problems: list[str]
+    runs: list[str]
+    deployments: list[str]
+    started_at: datetime
+    last_seen_at: datetime | None = None
+    stopped_at: datetime | None = None
+
+
+class HostRecord(ApiView):
+    """A machine that was launched in a cloud."""
+
+    api_schema = "HostView"
+
+    id: str
+    cloud: str
+    type: str
+    region: str
+    spot: bool
+    gpu_name: str | None = None
+    gpu_count: int
+    status: str
+    progress: str
+    usd_per_hour: float
+    spend_usd: float
+    max_usd: float
+    idle_seconds: float
+    job_id: str | None = None
+    machine_id: str | None = None
+    address: str | None = None
+    ssh_host_keys: list[str]
+    workers: list[str]
+    stop_reason: str | None = None
+    account: str | None = None
+    error: ErrorRecord | None = None
+    created_by: str | None = None
+    created_at: datetime
+    launched_at: datetime | None = None
+    running_at: datetime | None = None
+    ready_at: datetime | None = None
+    last_busy_at: datetime | None = None
+    stop_at: datetime | None = None
+    overdue_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class CallerRecord(ApiView):
+    """The API key that the client uses, as the service knows it."""
+
+    api_schema = "CallerView"
+
+    key_id: str
+    scopes: list[str]
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    tokens_today: int
+    models: list[str] | None = None
+
+
+class ReadinessRecord(ApiView):
+    """The state of what the service depends on."""
+
+    api_schema = "Readiness"
+
+    ready: bool
+    database: str
+    store: str
+    broker: str
+    workers: str
+    hosts: str
+    queues: list[str]
+    background: str
