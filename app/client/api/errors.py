@@ -147,7 +147,8 @@ def read_error(response: httpx2.Response) -> RequestRefused:
         text = " ".join(response.text.split())[:200]
         message = f"{response.request.method} {response.request.url.path} was answered by {status}: {text}"
         return kind(message, "Expected a response of Tunesmith: check the address.", status=status)
-    hint = error.get("hint") or (_NO_KEY_HINT if status == 401 else None)
+    # The API's hint is for the operator, who creates keys.
+    hint = _NO_KEY_HINT if status == 401 else error.get("hint")
     return kind(
         message,
         hint,

@@ -63,7 +63,8 @@ class BlockingTransport:
         response.close()
 
     async def chunks(self, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        # As they arrive: larger chunks would lose what arrived before an interruption.
+        for chunk in response.iter_raw():
             yield chunk
 
     async def events(self, response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
@@ -95,7 +96,7 @@ class ConcurrentTransport:
         await response.aclose()
 
     async def chunks(self, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
-        async for chunk in response.aiter_raw(CHUNK_BYTES):
+        async for chunk in response.aiter_raw():
             yield chunk
 
     async def events(self, response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
