@@ -250,12 +250,15 @@ def test_a_stored_key_is_sent_to_its_own_address_only(
     assert find_address("https://b.example").key is None and "ts_secret" not in repr(find_address())
 
 
-def test_a_key_is_required_once_one_exists(tmp_path: Path) -> None:
-    secret = run(tmp_path, "keys", "create", "--name", "me", "--scope", "read").stdout.strip()
-    with serving(tmp_path, "--no-worker") as (_, url):
-        with Client(url, key="ts_unknown") as stranger, pytest.raises(AccessRefused, match="tunesmith login"):
-            stranger.whoami()
-        with Client(url, key=secret) as reader:
-            assert reader.whoami().scopes == ["read"]
-            with pytest.raises(AccessRefused, match="scope write"):
-                reader.jobs.create(stages=[PREPARE])
+def test_a_key_is_required_once_one_exists(client: Client, service: tuple[Path, str]) -> None:
+    created = client.request("POST", "/keys", json={"name": "me", "scopes": ["read"]})
+    with Client(service[1], key=created["key"]) as reader:
+        assert reader.whoami().scopes == ["read"]
+        with pytest.raises(AccessRefused, match="scope write"):
+            reader.jobs.create(stages=[PREPARE])
+    with (
+        Client(service[1], key="ts_unknown") as stranger,
+        pytest.raises(AccessRefused, match="tunesmith login"),
+    ):
+        stranger.whoami()
+    assert run(service[0], "keys", "revoke", created["id"]).returncode == 0
