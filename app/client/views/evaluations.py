@@ -80,7 +80,7 @@ class ResultRecord(ApiView):
         return draw_scores(self.models, self.n) + draw_differences(self.differences)
 
 
-class EvaluatedRow(ApiView):
+class RemoteRow(ApiView):
     """A row of an evaluation."""
 
     api_schema = "EvaluationRowView"
@@ -124,13 +124,13 @@ class RemoteEvaluation(RemoteObject[Mode]):
     @Iteration
     async def rows(
         self, filter: str | None = None, against: str | None = None, metric: str | None = None
-    ) -> AsyncIterator[EvaluatedRow]:
+    ) -> AsyncIterator[RemoteRow]:
         """Yield the rows, those first whose value differs most from the other evaluation's.
 
         `filter` is `won`, `lost` or `wrong`; `against` is the id of the other evaluation.
         """
         query = {"filter": filter, "against": against, "metric": metric}
-        async for row in self._connection.pages(f"/evaluations/{self.id}/rows", EvaluatedRow, **query):
+        async for row in self._connection.pages(f"/evaluations/{self.id}/rows", RemoteRow, **query):
             yield row
 
     @Operation

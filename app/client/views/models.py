@@ -25,7 +25,7 @@ class ModelFile(ApiView):
     sha256: str
 
 
-class ModelFiles(ApiView):
+class ModelFileList(ApiView):
     """The files of a model."""
 
     api_schema = "ModelFilesView"
@@ -58,7 +58,7 @@ class RemoteModel(RemoteObject[Mode]):
     @Operation
     async def files(self) -> list[ModelFile]:
         """Return the files, with their hashes."""
-        return (await self._connection.get(f"/models/{self.id}/files", ModelFiles)).items
+        return (await self._connection.get(f"/models/{self.id}/files", ModelFileList)).items
 
     @Operation
     async def download(
@@ -73,7 +73,7 @@ class RemoteModel(RemoteObject[Mode]):
         if merged:
             path, query = f"/models/{self.id}/download", {"form": "merged"}
             return await download_archive(self._connection, path, folder, query=query, progress=progress)
-        files = (await self._connection.get(f"/models/{self.id}/files", ModelFiles)).items
+        files = (await self._connection.get(f"/models/{self.id}/files", ModelFileList)).items
         total, done = sum(file.size_bytes for file in files), 0
         for file in files:
             target = folder / file.path

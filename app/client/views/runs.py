@@ -52,7 +52,7 @@ class LogLines(ApiView):
     created_at: datetime
 
 
-class CheckpointRecord(ApiView):
+class RemoteCheckpoint(ApiView):
     """A state from which a run can resume."""
 
     api_schema = "CheckpointView"
@@ -165,9 +165,9 @@ class RemoteRun(RemoteObject[Mode]):
             yield event
 
     @Iteration
-    async def checkpoints(self) -> AsyncIterator[CheckpointRecord]:
+    async def checkpoints(self) -> AsyncIterator[RemoteCheckpoint]:
         """Yield the checkpoints, newest first."""
-        async for one in self._connection.pages(f"/runs/{self.id}/checkpoints", CheckpointRecord):
+        async for one in self._connection.pages(f"/runs/{self.id}/checkpoints", RemoteCheckpoint):
             yield one
 
     @Operation
