@@ -252,7 +252,7 @@ def test_a_stored_key_is_sent_to_its_own_address_only(
 
 # The last test: from then on, the others would need a key.
 def test_a_key_is_required_once_one_exists(client: Client, service: tuple[Path, str]) -> None:
-    admin = client.request("POST", "/keys", json={"name": "me", "scopes": ["admin"]})
+    admin = client.request("POST", "/keys", json={"name": "me", "scopes": ["admin"], "lock_service": True})
     with Client(service[1], key=admin["key"]) as owner:
         created = owner.request("POST", "/keys", json={"name": "you", "scopes": ["read"]})
     with Client(service[1], key=created["key"]) as reader:
