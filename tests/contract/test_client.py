@@ -57,7 +57,8 @@ def kinds_of(schema: dict[str, Any], schemas: dict[str, Any]) -> set[str]:
 def test_a_view_has_the_fields_of_its_schema(name: str, view: type[ApiView]) -> None:
     assert view.api_schema is not None
     ours, theirs = view.model_json_schema(), SCHEMAS[view.api_schema]
-    assert set(ours["properties"]) == set(theirs["properties"])
+    message = f"give app.client.views the fields of {view.api_schema}"
+    assert set(ours["properties"]) == set(theirs["properties"]), message
     for field, schema in theirs["properties"].items():
         found = kinds_of(ours["properties"][field], ours.get("$defs", {}))
         # What a list leaves out may be null in addition.

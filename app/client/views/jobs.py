@@ -61,6 +61,12 @@ class StageSummary(ApiView):
     queue: str
     status: str
     progress: float
+    eta_seconds: float | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    worker_id: str | None = None
+    error_code: str | None = None
+    metric: dict[str, Any] | None = None
 
 
 class JobSummary(ApiView):
@@ -74,7 +80,10 @@ class JobSummary(ApiView):
     priority: int
     status: str
     created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
     stages: list[StageSummary]
+    metric: dict[str, Any] | None = None
 
     @property
     def progress(self) -> float:
