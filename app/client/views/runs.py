@@ -5,6 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from app.client.api.errors import ClientError
 from app.client.api.files import Progress, download_file
 from app.client.api.modes import Iteration, Mode, Operation, run_blocking
@@ -121,6 +123,7 @@ class RemoteRun(RemoteObject[Mode]):
     resume_guarantee: dict[str, Any] | None = None
     log_published: bool
     tracking: list[dict[str, Any]]
+    metrics: dict[str, dict[str, Any]] = Field({})
 
     @property
     def finished(self) -> bool:
