@@ -10,6 +10,10 @@ NVIDIA_SMI_TIMEOUT_SECONDS = 20
 QUERY = ["--query-gpu=index,uuid,memory.total,mig.mode.current,name", "--format=csv,noheader,nounits"]
 USE_QUERY = ["--query-gpu=uuid,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
 MIG_DEVICE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
+# GPUs before Ampere emulate bf16, at a fraction of their speed.
+EMULATES_BF16 = re.compile(
+    r"\b(T4G?|[VPKM]\d{2,3}|GTX|RTX 20\d0|Quadro (?:RTX|GV|GP)|TITAN)\b", re.IGNORECASE
+)
 LISTED_GPU = re.compile(r"GPU \d+: .* \(UUID: (GPU-[^)]+)\)")
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,11 @@ from app.http.errors import UnprocessableContent, field_error
 from app.jobs.training_time import count_base_parameters
 from app.tables import Worker
 from app.workers.capable import filter_capable_workers
+from app.workers.gpus import EMULATES_BF16
 from trainers.configs import Queue, StageKind, TrainingConfig
 from trainers.configs.backends.choice import find_backend_fault
 from trainers.configs.stage_config import AnyStage
+from trainers.configs.training import Precision
 from trainers.preflight.memory.unified import least_unified_bytes, unified_share
 
 GIB = 1 << 30
@@ -24,6 +26,22 @@ def check_backend(
         yield field_error(f"{path}.{fault.field}", f"On queue {queue}, {fault.reason}.")
     elif queue is Queue.mlx:
         yield from _check_unified_memory(stage, workers, path)
+    elif queue is Queue.cuda and stage.precision is Precision.bf16:
+        yield from _check_bf16(stage, workers, path)
+
+
+def _check_bf16(
+    stage: TrainingConfig, workers: Sequence[Worker], path: str
+) -> Iterator[UnprocessableContent]:
+    """Yield an error if the GPUs of all live workers are known to emulate bf16, which the program refuses."""
+    capable = filter_capable_workers(workers, Queue.cuda, StageKind(stage.stage))
+    names = {str(gpu.get("name")) for worker in capable for gpu in worker.hardware.get("gpus", [])}
+    if names and all(EMULATES_BF16.search(name) for name in names):
+        yield field_error(
+            f"{path}.precision",
+            f"precision bf16 is only emulated by the GPUs of the live workers: {', '.join(sorted(names))}. "
+            "Use auto or fp16, or start a worker with a GPU since Ampere.",
+        )
 
 
 def _check_unified_memory(

@@ -96,8 +96,10 @@ def test_an_adapter_on_a_4_bit_base_fits_where_its_base_does_not(
 def test_a_setting_that_a_cpu_does_not_have_is_refused_at_its_field(
     stage: dict[str, Any], setting: dict[str, str], message: str, client: TestClient, rows: Dataset
 ) -> None:
-    for path in ("/api/v1/jobs/dry-run", "/api/v1/jobs"):
-        response = client.post(path, json={"name": "one", "queue": "cpu", "stages": [stage | setting]})
+    of_job = {"name": "one", "queue": "cpu", "stages": [stage | setting]}
+    of_stage = {"name": "one", "stages": [stage | setting | {"queue": "cpu"}]}
+    for path, body in (("/api/v1/jobs/dry-run", of_job), ("/api/v1/jobs", of_stage)):
+        response = client.post(path, json=body)
         (fault,) = response.json()["error"]["fields"]
         assert fault["field"] == f"stages.0.{next(iter(setting))}"
         assert fault["message"].startswith("On queue cpu, ") and message in fault["message"]
@@ -156,3 +158,28 @@ def test_preflight_leaves_out_what_other_programs_use_of_a_gpu(
     job = client.post("/api/v1/jobs/preflight", json=body).json()["job"]
     (host,) = job["runs"][0]["config"]["hosts"]
     assert (host["devices"], host["memory_bytes"]) == (4, expected << 30)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_refused"),
+    [
+        (["Tesla T4"], True),
+        (["Tesla V100-SXM2-16GB", "NVIDIA GeForce RTX 2080 Ti"], True),
+        (["Tesla T4", "NVIDIA A10"], False),
+        (["NVIDIA L40S"], False),
+        (["NVIDIA H100 80GB HBM3"], False),
+        ([], False),
+    ],
+)
+def test_bf16_is_refused_where_all_live_gpus_emulate_it(
+    names: list[str],
+    is_refused: bool,
+    client: TestClient,
+    rows: Dataset,
+    make_worker: Callable[..., Worker],
+) -> None:
+    gpus = [{"uuid": f"GPU-{name}", "name": name, "memory_bytes": 80 << 30} for name in names]
+    make_worker(queues=[Queue.cuda], hardware={"memory_bytes": 1 << 40, "gpus": gpus}, slots={"cuda": 1})
+    answer = plan(client, SFT | {"queue": "cuda", "precision": "bf16"}).json()
+    fields = [fault["field"] for fault in answer["error"]["fields"]] if "error" in answer else []
+    assert fields == (["stages.0.precision"] if is_refused else [])

@@ -1,11 +1,14 @@
-"""The engine hf with a planted fault: from its fourth adapter on, it keeps the third, or refuses the others.
+"""The engine hf with a planted fault: with its fourth adapter it keeps the third, refuses it, or hangs.
 
-The first argument is `stale` or `refused`; the others are those of the engine.
+The first argument is `stale`, `refused` or `hanging`; the others are those of the engine.
 """
 
+import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ def plant(fault: str) -> None:
         loaded.append(path)
         if len(loaded) <= LAST_GOOD:
             shutil.copytree(path, kept, dirs_exist_ok=True)
+        elif fault == "hanging":
+            # The adapter is loaded, and then no process does anything any more.
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
         elif fault == "refused":
             raise AdapterNotLoadable(path, "its weights are planted.")
         else:

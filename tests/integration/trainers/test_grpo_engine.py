@@ -82,6 +82,18 @@ def test_an_adapter_that_the_engine_refuses_ends_the_run(
 
 
 @pytest.mark.slow
+def test_an_engine_that_hangs_in_a_step_ends_the_run_and_is_killed(
+    engine_sampled: dict[str, Any], tmp_path: Path
+) -> None:
+    bound = {"engine_timeout_seconds": 120}
+    with pytest.raises(EngineFailed, match="has not returned the completions of a step within 120 s"):
+        run_stage(engine_sampled | faulty("hanging") | bound, tmp_path)
+    assert len(events(tmp_path, "metrics")) == LAST_GOOD
+    children = psutil.Process().children(recursive=True)
+    assert not [one for one in children if any("faulty_engine" in part for part in one.cmdline())]
+
+
+@pytest.mark.slow
 def test_a_resumed_run_samples_with_the_same_seeds(engine_sampled: dict[str, Any], tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_stage(engine_sampled, whole) is not None

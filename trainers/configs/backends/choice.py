@@ -76,7 +76,8 @@ class PortableTrainingConfig(ValidatedTrainingConfig):
 
     @model_validator(mode="after")
     def _check_backend(self) -> Self:
-        if (fault := find_backend_fault(self, self.queue)) is not None:
+        # What a CPU lacks is found where a job is posted, which names the field, and by the program.
+        if (fault := _find_library_fault(self, self.queue)) is not None:
             raise ValueError(fault.reason)
         return self
 
@@ -104,8 +105,12 @@ def describe_backend(config: StageConfig, queue: Queue) -> BackendChoice | None:
 def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> BackendFault | None:
     """Return why the stage cannot run with its backend on the queue, and what is needed; None if it can."""
     uses_cpu = queue is Queue.cpu and choose_backend(config, queue).backend is not Backend.mlx
-    if uses_cpu and (fault := _find_cpu_fault(config)) is not None:
-        return fault
+    fault = _find_cpu_fault(config) if uses_cpu else None
+    return fault or _find_library_fault(config, queue)
+
+
+def _find_library_fault(config: TrainingConfig, queue: Queue | None) -> BackendFault | None:
+    """Return why the library that trains does not run on the queue, or cannot do what the config asks for."""
     if isinstance(config, PortableTrainingConfig):
         if config.backend is Backend.mlx and queue is Queue.cuda:
             reason = "backend mlx does not run on queue cuda; set queue to mlx, or backend to torch"

@@ -218,13 +218,10 @@ def test_the_schema_of_a_config_does_not_grow_with_its_uses() -> None:
     [
         ({"optimizer": "adamw_8bit", "parallelism": "fsdp2", "devices": 2}, "cannot be sharded"),
         ({"optimizer": "adafactor", "parallelism": "zero3", "devices": 2}, "cannot be sharded"),
-        ({"optimizer": "paged_adamw_8bit", "queue": "cpu"}, "pages the memory of GPUs"),
         ({"optimizer": "adamw_8bit", "queue": "mlx"}, "is an implementation of torch"),
-        ({"precision": "fp16", "queue": "cpu"}, "precision fp16 is not computed by a CPU"),
-        ({"attention": "flash_attention_2", "queue": "cpu"}, "has no kernel for a CPU"),
         ({"optimizer": "sgd"}, "'adamw', 'adamw_8bit', 'paged_adamw_8bit' or 'adafactor'"),
     ],
 )
-def test_a_setting_that_cannot_run_is_refused(values: dict[str, Any], message: str) -> None:
+def test_an_optimizer_that_cannot_run_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         parse_stage({"stage": "sft", "base": "a/b", "dataset": "rows"} | values)
