@@ -89,7 +89,7 @@ def resolve_stages(
         errors += check_python_graders(stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
         errors += check_nodes(stage, choice.queue, path, settings, has_own_host=spec.host is not None)
-        errors += check_unused_fields(stage, path)
+        errors += check_unused_fields(stage, choice.queue, path)
         errors += check_backend(stage, choice.queue, alive.read(session), path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.http.errors import UnprocessableContent, field_error
-from trainers.configs import DpoConfig, LoraTuning, TrainingConfig
+from trainers.configs import DpoConfig, EngineKind, LoraTuning, Queue, TrainingConfig
+from trainers.configs.backends.choice import Backend, choose_backend
 from trainers.configs.base import Config
 from trainers.configs.engines import EngineChoice, list_unread_options
 from trainers.configs.on_policy import EngineSampledConfig, GenerationBackend
@@ -22,38 +23,51 @@ class UnusedField(NamedTuple):
     needed: str
 
 
-def check_unused_fields(stage: AnyStage, path: str) -> Iterator[UnprocessableContent]:
-    """Yield an error for each field that was set and has no effect.
+def check_unused_fields(stage: AnyStage, queue: Queue, path: str) -> Iterator[UnprocessableContent]:
+    """Yield an error for each field that was set and has no effect on the queue.
 
     A field with its default is not reported, nor one with the value of a preset: the stage may override the
     fields of the preset that it belongs to.
     """
     preset = _preset_values(stage)
-    for unused in _list_unused(stage):
+    for unused in _list_unused(stage, queue):
         value, default = _read(stage, unused.path)
         if value not in (default, _find(preset, unused.path)):
             message = f"{unused.path} {value} has no effect: {unused.needed}, or omit {unused.path}."
             yield field_error(f"{path}.{unused.path}", message)
 
 
-def _list_unused(stage: AnyStage) -> Iterator[UnusedField]:
+def _list_unused(stage: AnyStage, queue: Queue) -> Iterator[UnusedField]:
     if isinstance(stage, EngineChoice):
         for option, needed in list_unread_options(stage.engine):
             yield UnusedField(f"options.{option}", needed)
+        if stage.engine is EngineKind.vllm:
+            option = "memory_share" if queue is Queue.cpu else "cpu_cache_gib"
+            yield UnusedField(f"options.{option}", _other_queue(queue))
     if isinstance(stage, TrainingConfig):
-        yield from _list_unused_training_fields(stage)
+        yield from _list_unused_training_fields(stage, queue)
     if isinstance(stage, ValidationConfig):
         yield from _list_unused_validation_fields(stage)
 
 
-def _list_unused_training_fields(stage: TrainingConfig) -> Iterator[UnusedField]:
+def _other_queue(queue: Queue) -> str:
+    return f"vLLM does not read it on queue {queue}; set queue to {'cuda' if queue is Queue.cpu else 'cpu'}"
+
+
+def _list_unused_training_fields(stage: TrainingConfig, queue: Queue) -> Iterator[UnusedField]:
     if isinstance(stage, EngineSampledConfig) and stage.generation is not GenerationBackend.vllm:
         needed = f"it is for generation vllm, and generation is {stage.generation}; set that to vllm"
         yield UnusedField("vllm_memory_share", needed)
+    elif isinstance(stage, EngineSampledConfig) and queue is Queue.cpu:
+        yield UnusedField("vllm_memory_share", _other_queue(queue))
     if isinstance(stage, EngineSampledConfig) and stage.generation.engine is None:
         yield UnusedField("engine_timeout_seconds", "no engine generates; set generation to vllm or hf")
-    if isinstance(stage.tuning, LoraTuning) and stage.tuning.quantization is None:
-        yield UnusedField("tuning.double_quantization", "set tuning.quantization to nf4")
+    if isinstance(stage.tuning, LoraTuning):
+        field = "tuning.double_quantization"
+        if stage.tuning.quantization is None:
+            yield UnusedField(field, "set tuning.quantization to nf4")
+        elif choose_backend(stage, queue).backend is Backend.mlx:
+            yield UnusedField(field, "MLX does not have it; use torch on queue cuda or cpu")
     if stage.processes == 1 and stage.parallelism is not Parallelism.auto:
         yield UnusedField("parallelism", "the run has one process; set devices, or nodes, to 2 or more")
     if isinstance(stage, DpoConfig) and set(stage.losses) == {DpoLoss.sft}:

@@ -28,6 +28,21 @@ def plan(client: TestClient, stage: dict[str, Any]) -> Any:
             "generation is transformers; set that to vllm",
         ),
         (GRPO | {"vllm_memory_share": 0.5, "generation": "hf"}, "vllm_memory_share", "generation is hf"),
+        (
+            GRPO | {"vllm_memory_share": 0.5, "generation": "vllm", "queue": "cpu"},
+            "vllm_memory_share",
+            "vLLM does not read it on queue cpu; set queue to cuda",
+        ),
+        (
+            EVALUATE | {"engine": "vllm", "queue": "cuda", "options": {"cpu_cache_gib": 4}},
+            "options.cpu_cache_gib",
+            "vLLM does not read it on queue cuda; set queue to cpu",
+        ),
+        (
+            SFT | {"queue": "mlx", "tuning": {"quantization": "4bit", "double_quantization": False}},
+            "tuning.double_quantization",
+            "MLX does not have it",
+        ),
         (SFT | {"tuning": {"double_quantization": False}}, "tuning.double_quantization", "to nf4"),
         (SFT | {"parallelism": "fsdp2"}, "parallelism", "set devices, or nodes, to 2 or more"),
         (SFT | {"validate_every_steps": 5}, "validate_every_steps", "set validation_dataset"),
@@ -60,6 +75,15 @@ def test_a_stage_may_override_the_field_on_which_one_of_its_preset_depends(
     assert "error" not in plan(client, stage)
     (fault,) = plan(client, stage | {"vllm_memory_share": 0.6})["error"]["fields"]
     assert fault["field"] == "stages.0.vllm_memory_share"
+
+
+@pytest.mark.parametrize("queue", ["cpu", "mlx", "cuda"])
+@pytest.mark.parametrize("tuning", [{"method": "full"}, {"quantization": "4bit"}, {}])
+def test_a_stage_with_defaults_has_no_unused_field(
+    queue: str, tuning: dict[str, str], client: TestClient, make_dataset: Callable[..., Any]
+) -> None:
+    make_dataset("rows")
+    assert "error" not in plan(client, SFT | {"queue": queue, "tuning": tuning})
 
 
 def test_a_deployment_refuses_an_option_that_its_engine_does_not_read(client: TestClient) -> None:
