@@ -85,10 +85,11 @@ def test_an_adapter_that_the_engine_refuses_ends_the_run(
 def test_an_engine_that_hangs_in_a_step_ends_the_run_and_is_killed(
     engine_sampled: dict[str, Any], tmp_path: Path
 ) -> None:
-    bound = {"engine_timeout_seconds": 120}
-    with pytest.raises(EngineFailed, match="has not returned the completions of a step within 120 s"):
+    # It stops in the step of its fourth adapter, or before it has the next one.
+    bound, failure = {"engine_timeout_seconds": 90}, "has not returned the completions|did not respond to"
+    with pytest.raises(EngineFailed, match=failure):
         run_stage(engine_sampled | faulty("hanging") | bound, tmp_path)
-    assert len(events(tmp_path, "metrics")) == LAST_GOOD
+    assert len(events(tmp_path, "metrics")) in (LAST_GOOD, LAST_GOOD + 1)
     children = psutil.Process().children(recursive=True)
     assert not [one for one in children if any("faulty_engine" in part for part in one.cmdline())]
 

@@ -53,6 +53,7 @@ class EngineSampler:
     def __init__(self, engine: EngineChild | None, run_dir: Path, seed: int, timeout_seconds: float) -> None:
         self._engine = engine
         self._timeout_seconds = timeout_seconds
+        self._load_seconds = min(LOAD_SECONDS, timeout_seconds)
         self._run_dir = run_dir
         self._seed = seed
         self._url = "" if engine is None else engine.url
@@ -109,10 +110,10 @@ class EngineSampler:
 
     def _replace_adapter(self, folder: Path) -> None:
         if self._adapter is not None:
-            self._post("/v1/unload_lora_adapter", {"lora_name": self._adapter}, LOAD_SECONDS)
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._adapter}, self._load_seconds)
         body = {"lora_name": folder.name, "lora_path": str(folder)}
-        self._post("/v1/load_lora_adapter", body, LOAD_SECONDS)
-        served = self._request("GET", "/v1/models", None, LOAD_SECONDS).json()["data"]
+        self._post("/v1/load_lora_adapter", body, self._load_seconds)
+        served = self._request("GET", "/v1/models", None, self._load_seconds).json()["data"]
         adapters = {model["id"]: model.get("root") for model in served if model["id"] != BASE_NAME}
         if adapters != {folder.name: str(folder)}:
             raise EngineFailed(
