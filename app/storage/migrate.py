@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -44,6 +45,9 @@ def migrate_database(engine: Engine, revision: str | None = None) -> None:
 def upgrade_database(engine: Engine, revision: str = "head") -> None:
     """Run the missing migrations; processes that start together take turns."""
     with _migration_lock(engine), _connect(engine) as connection:
+        # Alembic would load its environment and each migration only to find that none is missing.
+        if revision == "head" and _is_newest(connection):
+            return
         command.upgrade(alembic_config(connection), revision)
         connection.commit()
 
@@ -57,15 +61,14 @@ def downgrade_database(engine: Engine, revision: str) -> None:
 
 def list_revisions() -> list[str]:
     """Return all revisions, oldest first."""
-    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
-    return [script.revision for script in scripts.walk_revisions()][::-1]
+    return [script.revision for script in _scripts().walk_revisions()][::-1]
 
 
 def get_revisions(engine: Engine) -> tuple[str | None, str | None]:
     """Return the database's revision and the newest one."""
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-        return current, ScriptDirectory.from_config(alembic_config(connection)).get_current_head()
+    return current, _scripts().get_current_head()
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -74,6 +77,16 @@ def alembic_config(connection: Connection) -> Config:
     alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))
     alembic.attributes["connection"] = connection
     return alembic
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    """Return the migrations of this version, which the process reads once: the readiness check needs them."""
+    return ScriptDirectory(str(Path(migrations.__file__).parent))
+
+
+def _is_newest(connection: Connection) -> bool:
+    return MigrationContext.configure(connection).get_current_heads() == tuple(_scripts().get_heads())
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 import re
 import subprocess
 
-import pytest
-
 from tests.conftest import ROOT
 
 # Literal phrases only: the rest of the rule is judgement, and a false alarm would be worked around.
@@ -25,15 +23,18 @@ def tracked_files() -> list[str]:
 
 
 def find_phrases(text: str) -> list[str]:
-    words = " ".join(text.split())
-    return [phrase for phrase in PHRASES if re.search(rf"(?<![\w-]){phrase}(?![\w-])", words, re.IGNORECASE)]
+    words = " ".join(text.lower().split())
+    found = [phrase for phrase in PHRASES if phrase in words]  # Much faster than the expressions.
+    return [phrase for phrase in found if re.search(rf"(?<![\w-]){phrase}(?![\w-])", words)]
 
 
-@pytest.mark.parametrize("file", tracked_files())
-def test_a_file_has_none_of_the_phrases(file: str) -> None:
-    assert find_phrases((ROOT / file).read_text(encoding="utf-8")) == []
+def test_no_file_has_any_of_the_phrases() -> None:
+    # One test, because 1,900 would cost more in pytest than in the search.
+    found = {file: find_phrases((ROOT / file).read_text(encoding="utf-8")) for file in tracked_files()}
+    assert {file: phrases for file, phrases in found.items() if phrases} == {}
 
 
 def test_a_phrase_is_found_across_a_line_break() -> None:
     assert find_phrases("The run goes\n    on.") == ["goes on"]
-    assert find_phrases("The run continues.") == []
+    assert find_phrases("It TELLS OF it; a man mends.") == ["tells of", "mends"]
+    assert find_phrases("The run continues, and the commands amends-mends.") == []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import update
 from sqlmodel import SQLModel, col
@@ -159,11 +160,10 @@ def clear_caches() -> None:
 
 
 def _empty(url: str) -> None:
-    engine = create_database_engine(url)
-    with engine.begin() as connection:
-        for table in reversed(SQLModel.metadata.sorted_tables):
-            connection.execute(table.delete())
-    engine.dispose()
+    """Delete all rows in one request: a statement per table would take five times as long."""
+    tables = reversed(SQLModel.metadata.sorted_tables)
+    with psycopg.connect(url) as connection:
+        connection.execute("".join(f'DELETE FROM "{table.name}";' for table in tables))
 
 
 def _migrate(url: str) -> None:

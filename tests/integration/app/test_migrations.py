@@ -63,6 +63,19 @@ def test_migrating_again_changes_nothing(settings: Settings) -> None:
     assert current == head is not None
 
 
+def test_the_start_with_the_newest_schema_loads_no_migration(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.downgrade_database(get_engine(), migrate.list_revisions()[-2])
+    upgrade, calls = command.upgrade, []
+    monkeypatch.setattr(command, "upgrade", lambda *a: (calls.append(a[1]), upgrade(*a)))
+    for _ in range(2):
+        migrate.upgrade_database(get_engine())
+        current, head = migrate.get_revisions(get_engine())
+        assert current == head
+    assert calls == ["head"]
+
+
 def test_a_newer_version_returns_to_the_schema_of_an_older_one_and_back(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
