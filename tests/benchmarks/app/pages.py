@@ -1,0 +1,86 @@
+"""Server time of each page, as a ratio to the same list over the API; with 1,000 jobs and 10,000 metrics.
+
+python -m tests.benchmarks.app.pages
+"""
+
+import argparse
+import http.client
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from app.tables import Run
+from tests.benchmarks.app.load import time_call
+from tests.benchmarks.report import format_milliseconds, p50, print_table
+from tests.e2e.web.conftest import seeded_service
+
+MAX_RATIO = 3.0
+Runs = dict[str, list[Run]]
+
+
+@dataclass(frozen=True)
+class MeasuredView:
+    """A page, and the request of the API that returns what it shows."""
+
+    name: str
+    page: Callable[[Runs], str]
+    api: Callable[[Runs], str]
+
+
+VIEWS = [
+    MeasuredView("job list", lambda _: "/jobs", lambda _: "/api/v1/jobs"),
+    MeasuredView(
+        "job list, search", lambda _: "/jobs?search=nightly-00", lambda _: "/api/v1/jobs?search=nightly-00"
+    ),
+    MeasuredView(
+        "job",
+        lambda runs: f"/jobs/{runs['ko-en-news'][0].job_id}",
+        lambda runs: f"/api/v1/jobs/{runs['ko-en-news'][0].job_id}",
+    ),
+]
+
+
+def main() -> None:
+    """Measure each page and its request of the API in turn, and print the ratios."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=60)
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="tunesmith-pages-") as folder,
+        seeded_service(Path(folder) / "service") as (platform, runs),
+    ):
+        address = urlsplit(platform.base_url)
+        assert address.hostname is not None
+        connection = http.client.HTTPConnection(address.hostname, address.port)
+        rows = [_measure(connection, view, runs, options.repeats) for view in VIEWS]
+    print_table(
+        f"Pages against the API, limit {MAX_RATIO:g}", ["view", "page p50 ms", "API p50 ms", "ratio"], rows
+    )
+
+
+def _measure(
+    connection: http.client.HTTPConnection, view: MeasuredView, runs: Runs, repeats: int
+) -> list[str]:
+    page, api = view.page(runs), view.api(runs)
+    for _ in range(5):
+        _get(connection, page)
+        _get(connection, api)
+    pairs = [
+        (time_call(lambda: _get(connection, page)), time_call(lambda: _get(connection, api)))
+        for _ in range(repeats)
+    ]
+    pages, apis = zip(*pairs, strict=True)
+    ratio = f"{p50(pages) / p50(apis):.2f}"
+    return [view.name, format_milliseconds(p50(pages)), format_milliseconds(p50(apis)), ratio]
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> None:
+    connection.request("GET", path, headers={"Accept": "text/html, application/json"})
+    response = connection.getresponse()
+    assert (response.status, bool(response.read())) == (200, True), path
+
+
+if __name__ == "__main__":
+    main()
