@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from trainers.modeling.multimodal import auto_class
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 SIZES: dict[str, Any] = {
@@ -72,6 +74,60 @@ GRANITE_HYBRID: dict[str, Any] = {
 }
 MAMBA_2: dict[str, Any] = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8}
 LFM_2: dict[str, Any] = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+# Of each kind of layer one, then one that uses their keys and values.
+GEMMA_4: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2,
+    "global_head_dim": 32,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 16,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA_4_EXPERTS: dict[str, Any] = {
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+}
+MINISTRAL_3: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale_all_dim": 1.0,
+        "mscale": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
+}
+# Encoders of images: of Qwen, of Gemma 4, of Gemma 3, and Mistral's.
+QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+}
+ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "patch_size": 4,
+    "image_size": 16,
+}
+GEMMA_4_ENCODER: dict[str, Any] = ENCODER | {"position_embedding_size": 64, "pooling_kernel_size": 2}
 FALCON: dict[str, Any] = {"new_decoder_architecture": False, "multi_query": True}
 
 
@@ -83,11 +139,26 @@ class Architecture:
     model_type: str
     settings: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=lambda: SIZES)
+    text_type: str | None = None
+    """The type of the text model that a multimodal one contains."""
+    whole: dict[str, Any] = field(default_factory=dict)
+    """What a multimodal config contains besides that of its text model."""
+
+    @property
+    def text_architecture(self) -> str:
+        """The type of the text model."""
+        return self.text_type or self.model_type
 
     def config(self, vocabulary: int, pad: int, end: int) -> PreTrainedConfig:
         """Return the config for a vocabulary of this size."""
         tokens = {"vocab_size": vocabulary, "pad_token_id": pad, "bos_token_id": end, "eos_token_id": end}
-        return AutoConfig.for_model(self.model_type, **{**self.sizes, **tokens, **self.settings})
+        settings = {**self.sizes, **tokens, **self.settings}
+        if "hidden_size_per_layer_input" in settings:
+            settings["vocab_size_per_layer_input"] = vocabulary
+        if self.text_type is None:
+            return AutoConfig.for_model(self.model_type, **settings)
+        text = {"model_type": self.text_type, **settings}
+        return AutoConfig.for_model(self.model_type, text_config=text, **self.whole)
 
 
 ARCHITECTURES = [
@@ -103,6 +174,9 @@ ARCHITECTURES = [
     Architecture("Gemma", "gemma"),
     Architecture("Gemma 2", "gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 16}),
     Architecture("Gemma 3", "gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 16}),
+    Architecture("Gemma 4", "gemma4_text", GEMMA_4),
+    Architecture("Gemma 4 MoE", "gemma4_text", GEMMA_4 | GEMMA_4_EXPERTS),
+    Architecture("Ministral 3", "ministral3", MINISTRAL_3),
     Architecture("Phi 2", "phi"),
     Architecture("Phi 3", "phi3", PHI),
     Architecture("Phi 4 mini", "phi3", PHI | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
@@ -129,20 +203,57 @@ ARCHITECTURES = [
     Architecture("Mamba", "mamba", {"state_size": 8}, sizes=BARE_SIZES),
     Architecture("Mamba 2", "mamba2", MAMBA_2, sizes=BARE_SIZES),
 ]
+# As the families of today are published: a text model with an encoder of images. Their placeholders of images
+# are beyond the ids that the tokenizer produces.
+MULTIMODAL = [
+    Architecture(
+        "Qwen 3.5 with vision",
+        "qwen3_5",
+        LINEAR_ATTENTION,
+        text_type="qwen3_5_text",
+        whole={"vision_config": QWEN_VISION, "tie_word_embeddings": True},
+    ),
+    Architecture(
+        "Gemma 3 with vision",
+        "gemma3",
+        {"sliding_window": 16, "query_pre_attn_scalar": 16},
+        text_type="gemma3_text",
+        whole={"vision_config": ENCODER | {"model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4},
+    ),
+    Architecture(
+        "Gemma 4 with vision",
+        "gemma4",
+        GEMMA_4 | {"use_bidirectional_attention": "vision"},
+        text_type="gemma4_text",
+        whole={"vision_config": GEMMA_4_ENCODER, "audio_config": None},
+    ),
+    Architecture(
+        "Mistral 3 with vision",
+        "mistral3",
+        MINISTRAL_3,
+        text_type="ministral3",
+        whole={"vision_config": ENCODER | {"model_type": "pixtral"}, "tie_word_embeddings": False},
+    ),
+]
 
 
 def find_architecture(name: str) -> Architecture:
     """Return the architecture with this name."""
-    return next(architecture for architecture in ARCHITECTURES if architecture.name == name)
+    return next(known for known in [*ARCHITECTURES, *MULTIMODAL] if known.name == name)
+
+
+def build_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """Return the model of a config with the random weights of a fixed seed."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = auto_class(config).from_config(config, **options)
+    return model
 
 
 def write_model(architecture: Architecture, starter: Path, folder: Path) -> Path:
     """Write the model with random weights and the starter's tokenizer; return its folder."""
     tokenizer = AutoTokenizer.from_pretrained(starter)
     config = architecture.config(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
+    build_model(config).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         shutil.copyfile(starter / name, folder / name)
     return folder

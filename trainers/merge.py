@@ -15,13 +15,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.modeling.architecture import check_mergeable
 from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
+from trainers.modeling.model_source import open_base
+from trainers.modeling.multimodal import auto_class, copy_processor
 from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
@@ -66,7 +68,8 @@ def run(config: MergeConfig, run_dir: Path, events: EventWriter) -> dict[str, An
     def fill(folder: Path) -> None:
         merged.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        written = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        copy_processor(Path(open_base(get_base_model(reference))), folder)
+        written = auto_class(merged.config).from_pretrained(folder, dtype=torch.float32).eval()
         differences["written"] = _check_logits(
             expected_btv, _compute_logits(written, prompts_bt), dtype, "written"
         )

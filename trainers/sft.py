@@ -120,6 +120,9 @@ def _build_trainer(
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
+    # Multimodal classes decline the number of a step's tokens, since their own forward pass does not use it.
+    # TRL's does; without it, the loss would be a mean of means, which depends on the micro-batches.
+    trainer.model_accepts_loss_kwargs = True
     trainer.step_sampler = StepSampler(lengths, config.batch_size, config.seed)
     return cast_adapter_to_fp32(trainer)
 

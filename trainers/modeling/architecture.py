@@ -5,12 +5,12 @@ instead of after the weights of the model, or an earlier stage of the job, have 
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -20,12 +20,20 @@ from trainers.configs.training import Attention
 from trainers.modeling.attention.varlen import explain_varlen_refusal
 from trainers.modeling.load import ModelUnsupported, load_config
 from trainers.modeling.model_config import is_quantized_by_mlx
+from trainers.modeling.multimodal import (
+    MULTIMODAL_ARCHITECTURES,
+    auto_class,
+    list_head_widths,
+    text_modules,
+)
 from trainers.runtime.errors import ConfigInvalid
 
 # PEFT refuses to adapt these layers of models with Mamba blocks: their kernels read the weights directly.
 MAMBA_TYPES: Final = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 MAMBA_KERNEL_LAYERS: Final = ("conv1d", "out_proj")
 MAX_LISTED_LAYERS: Final = 30
+# FlashAttention has no kernel for wider ones.
+MAX_FLASH_HEAD_WIDTH: Final = 256
 # The names in configs that call it differently than `num_experts`.
 EXPERT_COUNTS: Final = ("n_routed_experts", "num_local_experts")
 
@@ -34,10 +42,12 @@ def list_attention(model: PreTrainedConfig) -> list[Attention]:
     """Return the kinds of attention that a model has, by its classes and its config."""
     kind = find_model_class(model)
     declared: Sequence[str] | None = getattr(kind, "_compatible_flash_implementations", None)
+    # The full-attention layers of Gemma 4 have heads of 512.
+    fits_flash = kind._supports_flash_attn and max(list_head_widths(model), default=0) <= MAX_FLASH_HEAD_WIDTH
     flash = [
         name
         for name in (Attention.flash_attention_2, Attention.flash_attention_3)
-        if kind._supports_flash_attn and (declared is None or name.value in declared)
+        if fits_flash and (declared is None or name.value in declared)
     ]
     varlen = [] if explain_varlen_refusal(model) else [Attention.varlen]
     return [Attention.eager, *([Attention.sdpa] if kind._supports_sdpa else []), *varlen, *flash]
@@ -45,6 +55,16 @@ def list_attention(model: PreTrainedConfig) -> list[Attention]:
 
 def find_model_class(model: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class of a causal language model; raises ModelUnsupported if there is none."""
+    text = model.get_text_config()
+    if model.model_type in MULTIMODAL_ARCHITECTURES:
+        return cast(type[PreTrainedModel], MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model)])
+    if text is not model:
+        known = ", ".join(sorted(MULTIMODAL_ARCHITECTURES))
+        raise ModelUnsupported(
+            f"The architecture {model.model_type} has other parts than its text model {text.model_type}, and no "
+            f"test shows that its text model can be trained within it; this is shown for {known}.",
+            "Choose a model of one of these architectures, or one of text alone.",
+        )
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None)
     if found is None:
         raise ModelUnsupported(
@@ -60,17 +80,17 @@ def build_empty_model(base: str, attention: str | None = None) -> PreTrainedMode
     """Return the model without reading or allocating weights; callers may change it."""
     config = load_config(base)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = auto_class(config).from_config(
             config, trust_remote_code=False, attn_implementation=attention
         )
     return model
 
 
-def list_layers(model: torch.nn.Module) -> list[str]:
+def list_layers(model: PreTrainedModel) -> list[str]:
     """Return the names of the layers that an adapter can name, without those of embeddings and norms."""
     names = {
         name.rpartition(".")[2]
-        for name, module in model.named_modules()
+        for name, module in text_modules(model).items()
         if isinstance(module, torch.nn.Linear | Conv1D)
     }
     return sorted(names - {"lm_head"})

@@ -20,7 +20,6 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -43,6 +42,7 @@ from trainers.modeling.model_files import (
     ModelRefused,
 )
 from trainers.modeling.model_source import open_adapter, open_base
+from trainers.modeling.multimodal import auto_class, text_architecture
 from trainers.modeling.quantization.nf4 import disable_avx512_repacking
 from trainers.rendering.template_proof import locate_errors, prove_template
 from trainers.runtime.error_codes import ErrorCode
@@ -131,7 +131,8 @@ def load_tokenizer(
         with locate_errors(source):
             prove_template(tokenizer.chat_template, tokenizer.special_tokens_map)
     else:
-        family = families.set_chat_template(tokenizer, load_config(get_base_model(reference)).model_type)
+        architecture = text_architecture(load_config(get_base_model(reference)))
+        family = families.set_chat_template(tokenizer, architecture)
         found = f"using that of the family {family.name}" if family else "rows are rendered as text"
         logger.info("%s has no chat template; %s.", source, found)
     if tokenizer.pad_token is None:
@@ -192,7 +193,7 @@ def load_base(
     On torch's `meta` device no weight is read. Raises the errors of `open_base`.
     """
     folder = open_base(base)
-    check_torch_format(base, load_config(base))
+    check_torch_format(base, model_config := load_config(base))
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
         options["quantization_config"] = quantization
@@ -202,7 +203,7 @@ def load_base(
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         options["device_map"] = {"": device}
     with _model_errors(base):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(model_config).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
     # Without `quantization` too: the files of a folder may already be quantized.

@@ -9,12 +9,13 @@ from copy import deepcopy
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
 from trainers.modeling.load import pick_device
+from trainers.modeling.multimodal import auto_class, text_architecture
 from trainers.runtime.errors import ConfigInvalid, first_line
 from trainers.training.padding_free import PACKABLE_ARCHITECTURES
 
@@ -39,7 +40,7 @@ def prove_packing(config: SftConfig, model: PreTrainedConfig) -> None:
 
     Architectures that a test proves are not proved again.
     """
-    if not config.packing or model.model_type in PACKABLE_ARCHITECTURES:
+    if not config.packing or text_architecture(model) in PACKABLE_ARCHITECTURES:
         return
     device = pick_device(config.queue)
     attention = pick_attention(config.attention, device, model, config.precision)
@@ -86,27 +87,30 @@ def _build_small(model: PreTrainedConfig, attention: str) -> PreTrainedModel | N
     """Return a model with random weights and the first layers of each kind; None if that is too large."""
     config = deepcopy(model)
     text = config.get_text_config()
-    kinds = list(getattr(text, "layer_types", None) or ())
+    # Layers of unlike sizes are not renumbered: then the model is reduced in its vocabulary only.
+    kinds = [] if text.is_heterogeneous else list(getattr(text, "layer_types", None) or ())
     count = max([MIN_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
-    changes = {"num_hidden_layers": min(count, text.num_hidden_layers), "vocab_size": VOCABULARY}
+    changes = {name: VOCABULARY for name in ("vocab_size", "vocab_size_per_layer_input") if hasattr(text, name)}
+    if not text.is_heterogeneous:
+        changes["num_hidden_layers"] = min(count, text.num_hidden_layers)
     if kinds:
         changes["layer_types"] = kinds[:count]
     for name in EXPERT_COUNTS:
         if (experts := getattr(text, name, None)) is not None:
             changes[name] = min(experts, max(MAX_EXPERTS, getattr(text, "num_experts_per_tok", 0)))
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        changes[name] = None
+    # Multimodal models replace the placeholders of images by the pad token, so that there must be one.
+    changes |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     for name, value in changes.items():
         # Some configs compute the kinds of their layers.
         if not isinstance(getattr(type(text), name, None), property):
             setattr(text, name, value)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        empty = auto_class(config).from_config(config, trust_remote_code=False)
     if sum(parameter.numel() for parameter in empty.parameters()) > MAX_PARAMETERS:
         return None
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small: PreTrainedModel = AutoModelForCausalLM.from_config(
+        small: PreTrainedModel = auto_class(config).from_config(
             config, trust_remote_code=False, attn_implementation=attention, dtype=torch.float32
         )
     return small

@@ -17,19 +17,21 @@ from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
 from trainers.modeling.load import pick_device
+from trainers.modeling.multimodal import text_architecture
 from trainers.rendering.render import IGNORE_INDEX
 
 ROW_BY_ROW: Final = "row_by_row"
 # A test shows for these architectures that rows do not affect each other. Others may carry state from token
 # to token outside attention, as recurrent layers and convolutions do.
 VERIFIED_ARCHITECTURES: Final = frozenset(
-    {"gemma", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
+    {"gemma", "gemma3_text", "granite", "llama", "ministral3", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
 )
 # A test shows for these that packed rows have the logits of each alone, with the attention of `auto`.
 PACKABLE_ARCHITECTURES: Final = VERIFIED_ARCHITECTURES | {
     "cohere2",
     "deepseek_v3",
     "gemma2",
+    "gemma4_text",
     "glm",
     "glm4",
     "glm4_moe",
@@ -56,7 +58,7 @@ def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:
     assert config.micro_batch_size is not None
     attention = pick_attention(config.attention, pick_device(config.queue), model, config.precision)
     has_boundaries = attention == Attention.varlen or (
-        attention in BOUNDARY_ATTENTION and model.model_type in VERIFIED_ARCHITECTURES
+        attention in BOUNDARY_ATTENTION and text_architecture(model) in VERIFIED_ARCHITECTURES
     )
     is_cheap = has_boundaries or _attends_row_by_row(config, model)
     has_gain = config.micro_batch_size > 1 and config.neftune_alpha is None
@@ -78,12 +80,12 @@ def _attends_row_by_row(config: SftConfig, model: PreTrainedConfig) -> bool:
     Row-by-row attention ignores a sliding window, so the window must not be shorter than a row.
     """
     device = pick_device(config.queue)
-    window = getattr(model, "sliding_window", None) or config.max_length
+    window = getattr(model.get_text_config(), "sliding_window", None) or config.max_length
     return (
         device.type == "cpu"
         and config.attention is Attention.auto
         and pick_attention(config.attention, device, model, config.precision) == Attention.sdpa
-        and model.model_type in VERIFIED_ARCHITECTURES
+        and text_architecture(model) in VERIFIED_ARCHITECTURES
         and window >= config.max_length
     )
 

@@ -26,6 +26,7 @@ from trainers.modeling.architecture import (
     MAMBA_KERNEL_LAYERS,
     MAMBA_TYPES,
     build_empty_model,
+    list_layers,
     name_experts,
 )
 from trainers.modeling.attention.choice import describe_package, pick_attention
@@ -39,6 +40,7 @@ from trainers.modeling.load import (
     pick_device,
 )
 from trainers.modeling.model_source import open_base
+from trainers.modeling.multimodal import exclude_encoders, freeze_encoders
 from trainers.modeling.quantization.nf4 import quantization_config
 from trainers.modeling.shared_weights import is_stored, share_weights
 from trainers.runtime import run_dir as files
@@ -70,7 +72,9 @@ def load_policy(
         events.write_warning("attention_from_package", notice)
     model = _load_base(config, _pick_dtype(config, precision), attention, run_dir)
     name_experts(model.config)
-    if isinstance(config.base, AdaptedModel) and isinstance(config.tuning, LoraTuning):
+    if isinstance(config.tuning, FullTuning):
+        return freeze_encoders(model)
+    if isinstance(config.base, AdaptedModel):
         model = load_adapter(model, config.base, is_trainable=True)
         warn_of_kept_settings(config.tuning, model.peft_config["default"], events)
     return model
@@ -118,7 +122,7 @@ def build_empty_policy(config: TrainingConfig) -> PreTrainedModel | PeftModel:
     """Return the model to train without reading or allocating its weights, to count its parameters."""
     model = build_empty_model(get_base_model(config.base))
     if isinstance(config.tuning, FullTuning):
-        return model
+        return freeze_encoders(model)
     if isinstance(config.base, AdaptedModel):
         adapter = PeftConfig.from_pretrained(check_adapter_folder(Path(config.base.adapter)))
         adapter.inference_mode = False
@@ -145,17 +149,21 @@ def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftMode
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or isinstance(model, PeftModel):
         return None
-    excludes_kernels = tuning.target_modules == "all-linear" and model.config.model_type in MAMBA_TYPES
+    targets, excluded = tuning.target_modules, exclude_encoders(model)
+    if targets == "all-linear" and excluded is not None:
+        # Else the names of layers of the encoders are among those in the adapter's config.
+        targets = list_layers(model)
+    excludes_kernels = targets == "all-linear" and model.config.model_type in MAMBA_TYPES
     return LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         use_dora=tuning.dora,
         use_rslora=tuning.rslora,
-        target_modules=tuning.target_modules,
+        target_modules=targets,
         # GPT-2's layers store their weights transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        exclude_modules=list(MAMBA_KERNEL_LAYERS) if excludes_kernels else None,
+        exclude_modules=list(MAMBA_KERNEL_LAYERS) if excludes_kernels else excluded,
         task_type="CAUSAL_LM",
     )
 

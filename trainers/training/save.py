@@ -14,6 +14,8 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.load import pick_device, template_sha256
+from trainers.modeling.model_source import open_base
+from trainers.modeling.multimodal import copy_processor
 from trainers.modeling.quantization.nf4_callback import record_published_gap
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
@@ -122,6 +124,7 @@ def _write_model(
             (folder / "README.md").unlink()
         else:
             model.save_pretrained(folder, **state)
+            copy_processor(Path(open_base(get_base_model(config.base))), folder)
         tokenizer.save_pretrained(folder)
 
     if is_main_process():

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
 
 from trainers.modeling import model_source
 from trainers.modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from trainers.modeling.multimodal import auto_class
 from trainers.runtime.errors import ProgramError
 
 # All other initializations decompose and change the base weights, and with them every other adapter.
@@ -136,7 +136,7 @@ def read_weight_shapes(path: str) -> WeightShapes:
 def expected_weight_shapes(model_config: Any, config: Any) -> WeightShapes:
     """Compute the names and shapes that a config needs, from a model on the meta device (no memory)."""
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+        empty = auto_class(model_config).from_config(model_config, trust_remote_code=False)
         trial = PeftModel(empty, config, "trial")
     expected = get_peft_model_state_dict(trial, adapter_name="trial", save_embedding_layers=False)
     return {key: tuple(value.shape) for key, value in expected.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from serving.engines.decoding.base import (
@@ -21,6 +21,7 @@ from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tok
 from serving.engines.hf.kv_cache import HfBatch, forward, prefill
 from trainers.configs.engines import EngineOptions, EngineQuantization
 from trainers.modeling.architecture import explain_hf_refusal
+from trainers.modeling.multimodal import auto_class
 from trainers.modeling.quantization.nf4 import disable_avx512_repacking
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,7 +108,8 @@ def load_network(path: str, options: EngineOptions, device: Any) -> Any:
     placement: dict[str, Any] = {}
     if quantization is not None:
         placement = {"quantization_config": quantization, "device_map": {"": device}}
-    network = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    network = auto_class(config).from_pretrained(
         path, dtype=DTYPES[options.dtype], use_safetensors=True, trust_remote_code=False, **placement
     )
     if quantization is None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.architectures import ARCHITECTURES, Architecture, find_architecture
+from tests.architectures import ARCHITECTURES, MULTIMODAL, Architecture, build_model, find_architecture
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.stages.sft import SftConfig
@@ -37,7 +37,9 @@ LONG_ROWS = [
     {"input_ids": [3 + (7 * first + 5 * n) % 60 for n in range(length)]}
     for first, length in ((3, 9), (20, 40), (31, 23))
 ]
-PACKABLE = [known for known in ARCHITECTURES if known.model_type in PACKABLE_ARCHITECTURES]
+PACKABLE = [
+    known for known in [*ARCHITECTURES, *MULTIMODAL] if known.text_architecture in PACKABLE_ARCHITECTURES
+]
 
 
 @pytest.fixture
@@ -48,9 +50,8 @@ def stage(short_sft: Stage) -> Stage:
 
 def small(architecture: Architecture) -> PreTrainedModel:
     config = architecture.config(64, 0, 1)
-    torch.manual_seed(0)
     attention = pick_attention(Attention.auto, torch.device("cpu"), config)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    return build_model(config, attn_implementation=attention).eval()
 
 
 def tiny(architecture: str) -> PreTrainedModel:
@@ -87,11 +88,13 @@ def test_packed_rows_have_the_logits_of_each_alone(architecture: Architecture) -
         assert_close(model(**inputs, use_cache=False).logits[0], torch.cat(apart), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES, *MULTIMODAL], ids=lambda architecture: architecture.name
+)
 def test_the_trial_at_the_start_agrees_with_the_list(
     architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_packable = architecture.model_type in PACKABLE_ARCHITECTURES
+    is_packable = architecture.text_architecture in PACKABLE_ARCHITECTURES
     monkeypatch.setattr(packing_proof, "PACKABLE_ARCHITECTURES", frozenset({"another"}))
     config = SftConfig(base="org/base", dataset="rows", packing=True)
     with nullcontext() if is_packable else pytest.raises(packing_proof.PackingUnproven):
@@ -107,7 +110,7 @@ def test_a_model_that_is_too_large_for_the_trial_is_not_packed(monkeypatch: pyte
 
 
 def test_every_packable_architecture_is_proved() -> None:
-    assert {architecture.model_type for architecture in PACKABLE} == PACKABLE_ARCHITECTURES
+    assert {architecture.text_architecture for architecture in PACKABLE} == PACKABLE_ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "OPT"])

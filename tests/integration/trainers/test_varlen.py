@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tests.architectures import ARCHITECTURES, Architecture, find_architecture
+from tests.architectures import ARCHITECTURES, MULTIMODAL, Architecture, build_model, find_architecture
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.stages.sft import SftConfig
@@ -39,13 +39,12 @@ PACKED = [
     {"input_ids": ROWS[0]["input_ids"] + ROWS[1]["input_ids"], "seq_lengths": list(LENGTHS[:2])},
     ROWS[2],
 ]
-PROVEN = [known for known in ARCHITECTURES if known.model_type in VARLEN_ARCHITECTURES]
-FAMILIES = ["Llama", "Qwen 2", "Qwen 3", "Mistral", "Gemma 3"]
+PROVEN = [known for known in [*ARCHITECTURES, *MULTIMODAL] if known.text_architecture in VARLEN_ARCHITECTURES]
+FAMILIES = ["Llama", "Qwen 2", "Qwen 3", "Mistral", "Gemma 3", "Mistral 3 with vision"]
 
 
 def build(architecture: Architecture, attention: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(architecture.config(64, 0, 1), attn_implementation=attention)
+    return build_model(architecture.config(64, 0, 1), attn_implementation=attention)
 
 
 def collate(rows: list[dict[str, Any]], padding_free: bool = True) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def test_packed_rows_have_the_logits_of_each_alone(architecture: Architecture) -
 
 
 def test_every_listed_architecture_is_proved() -> None:
-    assert {architecture.model_type for architecture in PROVEN} == VARLEN_ARCHITECTURES
+    assert {architecture.text_architecture for architecture in PROVEN} == VARLEN_ARCHITECTURES
 
 
 def test_rows_that_a_model_would_mix_are_noticed() -> None:

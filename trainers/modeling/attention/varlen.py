@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trainers.modeling.attention.reference import reference_varlen_attn
+from trainers.modeling.multimodal import list_head_widths, text_architecture
 
 # The first GPUs with its kernel, and the widest head that it computes.
 MIN_CAPABILITY: Final = (8, 0)
@@ -37,6 +38,7 @@ VARLEN_ARCHITECTURES: Final = frozenset(
         "gpt_neox",
         "granite",
         "llama",
+        "ministral3",
         "mistral",
         "mixtral",
         "olmo2",
@@ -65,18 +67,20 @@ def has_varlen_kernel(device: torch.device) -> bool:
 
 def explain_varlen_refusal(model: PreTrainedConfig) -> str | None:
     """Return why the kernel does not compute the attention of a model, to complete "The model …", or None."""
-    if model.model_type not in VARLEN_ARCHITECTURES:
-        return f"has the architecture {model.model_type}, for which varlen is not proven"
+    architecture = text_architecture(model)
+    if architecture not in VARLEN_ARCHITECTURES:
+        return f"has the architecture {architecture}, for which varlen is not proven"
     text = model.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    widths = list_head_widths(model)
     if getattr(text, "attn_logit_softcapping", None) is not None:
         return "caps the scores of attention (attn_logit_softcapping)"
     if getattr(text, "use_bidirectional_attention", None):
         return "attends to later tokens too (use_bidirectional_attention)"
     if getattr(text, "attention_dropout", 0.0):
         return f"drops attention at random (attention_dropout {text.attention_dropout:g})"
-    if width > MAX_HEAD_WIDTH or width % 8 or width in UNSUPPORTED_WIDTHS:
-        return f"has heads of width {width}"
+    for width in sorted(widths):
+        if width > MAX_HEAD_WIDTH or width % 8 or width in UNSUPPORTED_WIDTHS:
+            return f"has heads of width {width}"
     return None
 
 

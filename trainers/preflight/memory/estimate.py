@@ -1,12 +1,11 @@
 """Estimates of whether a training stage fits into the memory of hosts, and settings with which it fits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.references import get_base_model
@@ -25,15 +24,20 @@ from trainers.configs.training import (
 )
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
+from trainers.modeling.multimodal import list_encoders, text_modules
 from trainers.preflight.memory.activations import PassFormat
 from trainers.preflight.memory.engine_share import explain_small_share
 from trainers.preflight.memory.host import count_host_bytes, local_host, usable_bytes
+from trainers.preflight.memory.layer_sizes import (
+    gates_attention,
+    list_decoder_layers,
+    measure_gated_delta,
+    measure_layer_sizes,
+    measure_per_layer_input,
+)
 from trainers.preflight.memory.model import PROGRAM_BYTES, count_memory_parts, engine_bytes, has_engine
 from trainers.preflight.memory.shape import BF16_BYTES, FP32_BYTES, MemorySettings, ModelShape
 from trainers.preflight.memory.unified import count_unified_parts
-
-# Configs name the width of the MLP differently.
-INTERMEDIATE_SIZES: Final = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 
 
 def estimate_memory(
@@ -67,7 +71,6 @@ def model_shape(base: ModelReference, tuning: LoraTuning | FullTuning) -> ModelS
 def measure_shape(model: PreTrainedModel, tuning: LoraTuning | FullTuning) -> ModelShape | None:
     """Return the sizes of a model; see `model_shape`."""
     text = model.config.get_text_config()
-    intermediate = next((size for name in INTERMEDIATE_SIZES if (size := getattr(text, name, None))), None)
     heads = getattr(text, "num_attention_heads", None)
     if not isinstance(heads, int):
         return None
@@ -78,41 +81,49 @@ def measure_shape(model: PreTrainedModel, tuning: LoraTuning | FullTuning) -> Mo
     }
     linear_parameters = sum(module.weight.numel() for module in linears.values())
     total = sum(parameter.numel() for parameter in model.parameters())
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    layers = list_decoder_layers(model)
     return ModelShape(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        # GPT-2's default, where the config leaves it open.
-        intermediate=intermediate or 4 * text.hidden_size,
         heads=heads,
-        query=head_width * heads,
-        key_value=head_width * key_heads,
         vocabulary=text.vocab_size,
         linear_parameters=linear_parameters,
         other_parameters=total - linear_parameters,
-        adapter_parameters=_adapter_parameters(tuning, linears),
+        adapter_parameters=_adapter_parameters(tuning, linears, tuple(text_modules(model))),
+        frozen_parameters=_count_frozen(model),
         has_fused_attention=Attention.sdpa in list_attention(model.config),
-        **_count_norms(model, text.hidden_size),
+        **measure_layer_sizes(model, layers),
+        **_count_norms(layers, text.hidden_size),
         has_gated_mlp=any("gate" in name for name in linears),
+        gates_attention=gates_attention(layers),
+        per_layer_input=measure_per_layer_input(layers),
+        gated_delta=measure_gated_delta(layers),
     )
 
 
-def _count_norms(model: torch.nn.Module, hidden: int) -> dict[str, Any]:
+def _count_norms(layers: list[torch.nn.Module], hidden: int) -> dict[str, Any]:
     """Return how often a layer normalizes its hidden state, and whether it normalizes queries and keys."""
-    layer = next(
-        (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)), None
-    )
-    if layer is None:
+    if not layers:
         return {}
+    # The last layer is one with attention, where others have none.
     norms = {
         name: module.weight.numel()
-        for name, module in layer.named_modules()
+        for name, module in layers[-1].named_modules()
         if type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
     }
     of_queries = [name for name in norms if name.rpartition(".")[2].startswith(("q_", "k_", "query", "key"))]
     of_hidden = [name for name, size in norms.items() if size == hidden and name not in of_queries]
-    return {"norms": len(of_hidden), "normalizes_queries": bool(of_queries)}
+    of_values = any(name.endswith("v_norm") for layer in layers for name, _ in layer.named_modules())
+    return {
+        "norms": len(of_hidden),
+        "normalizes_queries": bool(of_queries),
+        "normalizes_values": of_values,
+    }
+
+
+def _count_frozen(model: PreTrainedModel) -> int:
+    encoders = (model.get_submodule(name) for name in list_encoders(model))
+    return sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters())
 
 
 def _stage_shape(config: TrainingConfig) -> ModelShape | None:
@@ -124,13 +135,16 @@ def _stage_shape(config: TrainingConfig) -> ModelShape | None:
     return replace(shape, teacher_parameters=sum(parameter.numel() for parameter in teacher.parameters()))
 
 
-def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]) -> int:
+def _adapter_parameters(
+    tuning: LoraTuning | FullTuning, linears: dict[str, Any], adaptable: Container[str]
+) -> int:
     if not isinstance(tuning, LoraTuning):
         return 0
     adapted = [
         module.weight.shape
         for name, module in linears.items()
-        if tuning.target_modules == "all-linear" or name.rpartition(".")[2] in tuning.target_modules
+        if name in adaptable
+        and (tuning.target_modules == "all-linear" or name.rpartition(".")[2] in tuning.target_modules)
     ]
     matrices = sum(tuning.rank * sum(shape) for shape in adapted)
     magnitudes = sum(shape[0] for shape in adapted) if tuning.dora else 0

@@ -66,7 +66,9 @@ def count_memory_parts(
 
 
 def _trained_parameters(config: TrainingConfig, shape: ModelShape) -> int:
-    return shape.parameters if isinstance(config.tuning, FullTuning) else shape.adapter_parameters
+    if isinstance(config.tuning, FullTuning):
+        return shape.parameters - shape.frozen_parameters
+    return shape.adapter_parameters
 
 
 def _shard_count(settings: MemorySettings, part: str) -> int:

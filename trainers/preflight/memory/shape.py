@@ -11,6 +11,18 @@ BF16_BYTES: Final = 2
 
 
 @dataclass(frozen=True)
+class GatedDeltaShape:
+    """Sizes of linear attention by the gated delta rule; widths are those of a head."""
+
+    layers: int
+    """Layers that have it in place of attention."""
+    heads: int
+    key_heads: int
+    key_width: int
+    value_width: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder, in elements; `query` and `key_value` are over all heads."""
 
@@ -31,6 +43,14 @@ class ModelShape:
     normalizes_queries: bool = False
     """Whether queries and keys pass through norms of their own."""
     has_gated_mlp: bool = True
+    gates_attention: bool = False
+    """Whether the output of attention is multiplied by a gate."""
+    normalizes_values: bool = False
+    per_layer_input: int = 0
+    """Width of an embedding that each layer adds to its output."""
+    gated_delta: GatedDeltaShape | None = None
+    frozen_parameters: int = 0
+    """Parameters that full tuning does not train."""
     teacher_parameters: int = 0
 
     @property
