@@ -228,6 +228,20 @@ MULTIMODAL = [
         whole={"vision_config": GEMMA_4_ENCODER, "audio_config": None},
     ),
     Architecture(
+        "Gemma 4 unified",
+        "gemma4_unified",
+        {"sliding_window": 16, "global_head_dim": 32},
+        text_type="gemma4_unified_text",
+        whole={"vision_config": {"mm_embed_dim": 32, "patch_size": 4}, "audio_config": None},
+    ),
+    Architecture(
+        "Qwen 3.5 MoE with vision",
+        "qwen3_5_moe",
+        EXPERTS | SHARED_EXPERT | LINEAR_ATTENTION,
+        text_type="qwen3_5_moe_text",
+        whole={"vision_config": QWEN_VISION},
+    ),
+    Architecture(
         "Mistral 3 with vision",
         "mistral3",
         MINISTRAL_3,

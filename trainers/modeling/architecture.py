@@ -23,6 +23,7 @@ from trainers.modeling.model_config import is_quantized_by_mlx
 from trainers.modeling.multimodal import (
     MULTIMODAL_ARCHITECTURES,
     auto_class,
+    is_multimodal,
     list_head_widths,
     text_modules,
 )
@@ -56,7 +57,7 @@ def list_attention(model: PreTrainedConfig) -> list[Attention]:
 def find_model_class(model: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class of a causal language model; raises ModelUnsupported if there is none."""
     text = model.get_text_config()
-    if model.model_type in MULTIMODAL_ARCHITECTURES:
+    if is_multimodal(model):
         return cast(type[PreTrainedModel], MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model)])
     if text is not model:
         known = ", ".join(sorted(MULTIMODAL_ARCHITECTURES))

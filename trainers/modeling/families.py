@@ -52,7 +52,7 @@ class ModelFamily:
 
 QWEN = ModelFamily(
     name="qwen",
-    model_types=frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}),
+    model_types=frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_5_text", "qwen3_5_moe_text"}),
     system=SystemTurn.own_turn,
     template_name=ChatTemplateName.chatml,
 )
@@ -70,13 +70,13 @@ PHI = ModelFamily(
 )
 MISTRAL = ModelFamily(
     name="mistral",
-    model_types=frozenset({"mistral", "mixtral"}),
+    model_types=frozenset({"mistral", "mixtral", "ministral3"}),
     system=SystemTurn.in_user_turn,
     template_name=ChatTemplateName.mistral,
 )
 GEMMA = ModelFamily(
     name="gemma",
-    model_types=frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"}),
+    model_types=frozenset({"gemma", "gemma2", "gemma3_text"}),
     system=SystemTurn.in_user_turn,
     template_name=ChatTemplateName.gemma,
 )

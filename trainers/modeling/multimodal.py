@@ -14,21 +14,26 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 # A test shows for these that the text model alone is trained, merged and served.
-MULTIMODAL_ARCHITECTURES: Final = frozenset({"gemma3", "gemma4", "mistral3", "qwen3_5"})
+MULTIMODAL_ARCHITECTURES: Final = frozenset(
+    {"gemma3", "gemma4", "gemma4_unified", "mistral3", "qwen3_5", "qwen3_5_moe"}
+)
 # How images and videos are read; an engine that serves a multimodal model does not start without them.
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Return whether the model contains encoders next to its text model."""
+    return config.model_type in MULTIMODAL_ARCHITECTURES
+
+
 def auto_class(config: PreTrainedConfig) -> Any:
     """Return the class of transformers that loads the whole model."""
-    is_multimodal = config.model_type in MULTIMODAL_ARCHITECTURES
-    return AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
+    return AutoModelForImageTextToText if is_multimodal(config) else AutoModelForCausalLM
 
 
 def text_architecture(config: PreTrainedConfig) -> str:
     """Return the type of the text model: of a multimodal model, that of the one it contains."""
-    is_multimodal = config.model_type in MULTIMODAL_ARCHITECTURES
-    return str(config.get_text_config().model_type if is_multimodal else config.model_type)
+    return str(config.get_text_config().model_type if is_multimodal(config) else config.model_type)
 
 
 def list_head_widths(config: PreTrainedConfig) -> set[int]:
@@ -41,7 +46,7 @@ def list_head_widths(config: PreTrainedConfig) -> set[int]:
 
 def find_text_model(model: PreTrainedModel) -> str | None:
     """Return the name of the text model within a multimodal model; None for a model of text alone."""
-    if model.config.model_type not in MULTIMODAL_ARCHITECTURES:
+    if not is_multimodal(model.config):
         return None
     decoder = model.get_decoder()
     return next(name for name, module in model.named_modules() if module is decoder)

@@ -59,6 +59,7 @@ class FindingCode(StrEnum):
     template_of_ours = "template_of_ours"  # The base has no chat template of its own.
     rows_are_text = "rows_are_text"  # No chat template is used.
     model_unfit = "model_unfit"  # The settings do not suit the architecture, tokenizer or adapter.
+    encoders_not_trained = "encoders_not_trained"  # Those of images and sound stay as they are.
     memory_unknown = "memory_unknown"  # There is no formula for the kind of layers.
     memory_short = "memory_short"  # A host needs other settings, or has too little in any case.
     vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.

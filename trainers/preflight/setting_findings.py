@@ -7,7 +7,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trainers.configs.training import TrainingConfig
+from trainers.configs.references import get_base_model
+from trainers.modeling.architecture import build_empty_model
 from trainers.modeling.load import pick_device
+from trainers.modeling.multimodal import is_multimodal, list_encoders
 from trainers.preflight.compute_estimate import (
     FEW_STEPS_HINT,
     TRAINING_SHARE,
@@ -20,6 +23,7 @@ from trainers.preflight.compute_estimate import (
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.preflight.memory.estimate import model_shape
 from trainers.rendering.named_templates import TEMPLATES
+from trainers.runtime.errors import join_names
 
 # The width of the models on which the default learning rates were tuned.
 REFERENCE_WIDTH = 4096
@@ -34,6 +38,8 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
     """Yield the findings in the settings of a stage, given the config of its model."""
     yield from _check_learning_rate(config, model)
     yield from _check_micro_batch(config)
+    if is_multimodal(model):
+        yield _describe_encoders(config)
     if config.activation_checkpointing == "auto" and model_shape(config.base, config.tuning) is None:
         yield new_finding(
             FindingCode.memory_unknown,
@@ -42,6 +48,20 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
             "not recomputed.",
             "Set activation_checkpointing: true if the stage runs out of memory, else false.",
         )
+
+
+def _describe_encoders(config: TrainingConfig) -> Finding:
+    model = build_empty_model(get_base_model(config.base))
+    encoders = list_encoders(model)
+    size = sum(weight.numel() for name in encoders for weight in model.get_submodule(name).parameters())
+    return new_finding(
+        FindingCode.encoders_not_trained,
+        FindingLevel.info,
+        f"Only the text model of this {model.config.model_type} is trained: {join_names(encoders, len(encoders))} "
+        f"({size / 1e9:.2g} billion parameters) stay{'s' if len(encoders) == 1 else ''} as before, and are "
+        "loaded and served with it.",
+        "Nothing needs to be done. Rows contain text only.",
+    )
 
 
 def check_steps(config: TrainingConfig, rows: int) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ PACKABLE_ARCHITECTURES: Final = VERIFIED_ARCHITECTURES | {
     "deepseek_v3",
     "gemma2",
     "gemma4_text",
+    "gemma4_unified_text",
     "glm",
     "glm4",
     "glm4_moe",

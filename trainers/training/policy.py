@@ -3,7 +3,7 @@
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -51,6 +51,8 @@ FP16_NOTICE = (
     "The GPU emulates bf16, so training is in fp16, whose largest value is 65,504; the loss is scaled, and "
     "steps whose gradients overflow are skipped. If the loss is not finite, set precision to fp32."
 )
+
+ROUTERS: Final = r".*\.router(\..*)?"
 
 T = TypeVar("T", bound=Trainer)
 
@@ -149,23 +151,34 @@ def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftMode
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or isinstance(model, PeftModel):
         return None
-    targets, excluded = tuning.target_modules, exclude_encoders(model)
-    if targets == "all-linear" and excluded is not None:
-        # Else the names of layers of the encoders are among those in the adapter's config.
-        targets = list_layers(model)
-    excludes_kernels = targets == "all-linear" and model.config.model_type in MAMBA_TYPES
     return LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         use_dora=tuning.dora,
         use_rslora=tuning.rslora,
-        target_modules=targets,
         # GPT-2's layers store their weights transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        exclude_modules=list(MAMBA_KERNEL_LAYERS) if excludes_kernels else excluded,
+        **_choose_layers(tuning, model),
         task_type="CAUSAL_LM",
     )
+
+
+def _choose_layers(tuning: LoraTuning, model: PreTrainedModel) -> dict[str, Any]:
+    """Return the names of the layers to adapt, and those with such a name that stay as they are."""
+    targets, encoders = tuning.target_modules, exclude_encoders(model)
+    if targets != "all-linear":
+        return {"target_modules": targets, "exclude_modules": encoders}
+    if model.config.model_type in MAMBA_TYPES:
+        return {"target_modules": targets, "exclude_modules": list(MAMBA_KERNEL_LAYERS)}
+    excluded = [encoders] if encoders else []
+    # The routers of most experts are no linear layers, and engines have no adapters for those of Gemma 4.
+    excluded += [ROUTERS] if any(name.endswith(".router") for name, _ in model.named_modules()) else []
+    # With all-linear, the names of layers of the encoders would be among those in the adapter's config.
+    return {
+        "target_modules": list_layers(model) if encoders else targets,
+        "exclude_modules": "|".join(excluded) or None,
+    }
 
 
 def adapter_rank(config: TrainingConfig) -> int:

@@ -31,10 +31,7 @@ RENDERED = {
     "gemma": "<BOS><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"
     "<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
 }
-# Gemma 3 has a large image encoder, however small its text model is; gemma3_text is the text model alone.
-MODEL_TYPES = [
-    (family, kind) for family in families.FAMILIES for kind in sorted(family.model_types - {"gemma3"})
-]
+MODEL_TYPES = [(family, kind) for family in families.FAMILIES for kind in sorted(family.model_types)]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -59,6 +56,8 @@ def make_base(folder: Path, family: ModelFamily, model_type: str) -> Path:
             "num_experts_per_tok": 1,
             "moe_intermediate_size": 16,
         }
+    if "qwen3_5" in model_type:
+        more["layer_types"] = ["linear_attention", "full_attention"]
     config = AutoConfig.for_model(model_type, **SIZES, **more)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

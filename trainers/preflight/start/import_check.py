@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
@@ -52,7 +51,7 @@ def _check_fit(adapter: Path, base: str) -> None:
         base_config = load_config(base)
         base_config.__dict__.pop("quantization_config", None)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+            model = auto_class(base_config).from_config(base_config, trust_remote_code=False)
             adapted = get_peft_model(model, peft_config)
         expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
     except (ValueError, TypeError, KeyError) as error:
