@@ -11,7 +11,7 @@ from app.http.errors import UnprocessableContent
 from app.models.references import find_folder
 from app.settings import get_settings
 from app.tables import Model, ModelKind
-from trainers.configs import DeploymentChoice, EngineTask
+from trainers.configs import DeploymentChoice, EngineKind, EngineTask
 from trainers.configs.references import REGISTRY_PREFIX
 from trainers.modeling.embedding.recipe import (
     EmbeddingModelUnsupported,
@@ -19,7 +19,8 @@ from trainers.modeling.embedding.recipe import (
     check_generates,
     read_recipe,
 )
-from trainers.modeling.model_files import ModelRole, is_adapter, read_model_files
+from trainers.modeling.model_config import ModelFileRefused, list_unpaddable_layers, read_object
+from trainers.modeling.model_files import CONFIG, ModelRole, is_adapter, read_model_files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError
 
@@ -38,8 +39,8 @@ def check_deployed_model(session: Session, reference: str, choice: DeploymentCho
     """Check what this host can read of a model.
 
     Raises:
-        DeployedModelRefused: An adapter for embeddings or without a slot, a folder whose files the engine
-            cannot follow, or an embedding model with the task `generate`.
+        DeployedModelRefused: An adapter for embeddings or without a slot, a folder whose files or layers the
+            engine cannot follow, or an embedding model with the task `generate`.
     """
     row = session.get(Model, reference) if reference.startswith(REGISTRY_PREFIX) else None
     folder = find_folder(reference)
@@ -49,6 +50,8 @@ def check_deployed_model(session: Session, reference: str, choice: DeploymentCho
         _check_generates(folder, field)
     elif folder is not None:
         _check_embeds(folder, choice, field)
+    if choice.task is not EngineTask.embed and choice.engine is EngineKind.hf:
+        _check_layers(folder if row is None else find_folder(row.base), reference, field)
 
 
 def check_adapter_slots(choice: DeploymentChoice, reference: str, field: str) -> None:
@@ -64,6 +67,25 @@ def check_adapter_slots(choice: DeploymentChoice, reference: str, field: str) ->
             field,
             f"{reference} is an adapter, and options.max_adapters is 0.",
             "Leave options.max_adapters out, or merge the adapter into its base and deploy the merged model.",
+        )
+
+
+def _check_layers(base: Path | None, reference: str, field: str) -> None:
+    """Raise DeployedModelRefused for a base with layers that the engine hf cannot batch."""
+    if base is None or not (base / CONFIG).is_file():
+        return
+    try:
+        # Its files are verified before they are read, as below.
+        read_model_files(base, ModelRole.base, get_settings().model_roots)
+        kinds = list_unpaddable_layers(read_object(base / CONFIG))
+    except (ProgramError, ModelFileRefused, OSError):
+        # The worker reports what is wrong with the files.
+        return
+    if kinds:
+        raise DeployedModelRefused(
+            field,
+            f"{reference} has {', '.join(kinds)} layers, which the engine hf cannot batch.",
+            "Set engine to vllm or sglang.",
         )
 
 

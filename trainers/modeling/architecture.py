@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from trainers.configs.training import Attention
 from trainers.modeling.attention.varlen import explain_varlen_refusal
 from trainers.modeling.load import ModelUnsupported, load_config
-from trainers.modeling.model_config import is_quantized_by_mlx
+from trainers.modeling.model_config import PADDABLE_LAYERS, is_quantized_by_mlx
 from trainers.modeling.multimodal import (
     MULTIMODAL_ARCHITECTURES,
     auto_class,
@@ -105,7 +105,7 @@ def explain_hf_refusal(model: PreTrainedConfig, max_model_len: int | None) -> st
     if is_quantized_by_mlx(model):
         return "is quantized in the format of mlx-lm, which torch does not read; use mlx"
     text = model.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(text, "layer_types", None) or []) - PADDABLE_LAYERS
     if kinds or find_model_class(model)._is_stateful:
         found = ", ".join(sorted(kinds)) or "recurrent"
         return f"has {found} layers, which the engine hf cannot batch; use vllm"

@@ -23,6 +23,9 @@ IMPLEMENTATION = re.compile(r".*_implementation(_internal)?")
 ADAPTER_TYPES = frozenset({"LORA"})
 TEMPLATE_INCLUDE = re.compile(r"\{%[-+]?\s*(include|import|from|extends)\b")
 
+# Layers that the engine hf can pad on the left.
+PADDABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
 Json = dict[str, Any]
 
 
@@ -37,6 +40,13 @@ def is_quantized_by_mlx(config: Any) -> bool:
     """
     found = getattr(config, "quantization_config", None)
     return isinstance(found, dict) and "quant_method" not in found and {"bits", "group_size"} <= found.keys()
+
+
+def list_unpaddable_layers(config: Json) -> list[str]:
+    """Return the kinds of layers in a config.json, such as linear_attention, that do not ignore padding."""
+    text = config.get("text_config") or config
+    kinds = text.get("layer_types") if isinstance(text, dict) else None
+    return sorted({str(kind) for kind in kinds} - PADDABLE_LAYERS) if isinstance(kinds, list) else []
 
 
 def read_object(path: Path) -> Json:

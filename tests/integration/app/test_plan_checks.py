@@ -136,6 +136,27 @@ def test_an_adapter_is_not_deployed_without_a_slot_for_it(
     assert "options.max_adapters is 0" in message(post(SUMS, SFT, deploy), "stages.1.model")
 
 
+def test_layers_that_the_engine_hf_cannot_batch_are_refused(
+    client: TestClient, settings: Settings
+) -> None:
+    base = settings.model_roots[0] / "hybrid"
+    base.mkdir(parents=True)
+    text = {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"]}
+    (base / "config.json").write_text(json.dumps({"model_type": "qwen3_5", "text_config": text}))
+    with transaction() as session:
+        adapter = Model(
+            name="m", kind=ModelKind.adapter, base=str(base), artifact="a", sha256="0", size_bytes=1
+        )
+        session.add(adapter)
+    for model in (str(base), adapter.id):
+        body = {"name": "m", "model": model, "engine": "hf"}
+        refused = client.post("/api/v1/deployments", json=body).json()["error"]
+        assert "has linear_attention layers, which the engine hf cannot batch" in refused["message"]
+        assert refused["hint"] == "Set engine to vllm or sglang."
+        accepted = client.post("/api/v1/deployments", json=body | {"engine": "vllm"})
+        assert accepted.status_code == 201, accepted.text
+
+
 def test_more_processes_than_cpus_are_refused_where_a_worker_is_alive(
     client: TestClient, make_dataset: Callable[..., Dataset], make_worker: Callable[..., Worker]
 ) -> None:

@@ -31,7 +31,12 @@ def test_every_documented_preset_exists() -> None:
     macs = {"mac-16gb", "mac-24gb", "mac-64gb", "mac-128gb"}
     gpus = {"gpu-24gb", "gpu-24gb-nf4", "gpu-80gb", "gpus-8x80gb", "gpus-8x80gb-70b", "gpus-8x80gb-lora"}
     assert {*HARDWARE} == macs | gpus | {"cpu-tiny"}
-    assert {*FAMILIES} == {"qwen", "llama", "mistral", "phi", "gemma"}
+    assert {*FAMILIES} == {"qwen", "qwen3.5", "llama", "mistral", "mistral3", "phi", "gemma", "gemma4"}
+
+
+def test_rows_of_recurrent_layers_are_not_packed() -> None:
+    config = parse_stage({"stage": "sft", "preset": ["gpu-24gb", "qwen3.5"], "dataset": "rows"})
+    assert isinstance(config, SftConfig) and not config.packing
 
 
 def test_a_stage_overrides_its_preset() -> None:
