@@ -62,8 +62,8 @@ def find_model_class(model: PreTrainedConfig) -> type[PreTrainedModel]:
     if text is not model:
         known = ", ".join(sorted(MULTIMODAL_ARCHITECTURES))
         raise ModelUnsupported(
-            f"The architecture {model.model_type} has other parts than its text model {text.model_type}, and no "
-            f"test shows that its text model can be trained within it; this is shown for {known}.",
+            f"The architecture {model.model_type} has other parts than its text model {text.model_type}, and "
+            f"no test shows that this can be trained within it. It is shown for {known}.",
             "Choose a model of one of these architectures, or one of text alone.",
         )
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None)

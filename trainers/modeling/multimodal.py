@@ -18,7 +18,11 @@ MULTIMODAL_ARCHITECTURES: Final = frozenset(
     {"gemma3", "gemma4", "gemma4_unified", "mistral3", "qwen3_5", "qwen3_5_moe"}
 )
 # How images and videos are read; an engine that serves a multimodal model does not start without them.
-PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+PROCESSOR_FILES: Final = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:
@@ -39,8 +43,10 @@ def text_architecture(config: PreTrainedConfig) -> str:
 def list_head_widths(config: PreTrainedConfig) -> set[int]:
     """Return the widths of the heads of attention, which differ between the layers of some text models."""
     text = config.get_text_config()
-    layers = text.per_layer_config if text.is_heterogeneous else [text]
-    heads = [(getattr(layer, "head_dim", None), getattr(layer, "num_attention_heads", None)) for layer in layers]
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    heads = [
+        (getattr(layer, "head_dim", None), getattr(layer, "num_attention_heads", None)) for layer in layers
+    ]
     return {width or text.hidden_size // count for width, count in heads if width or count}
 
 
@@ -49,7 +55,8 @@ def find_text_model(model: PreTrainedModel) -> str | None:
     if not is_multimodal(model.config):
         return None
     decoder = model.get_decoder()
-    return next(name for name, module in model.named_modules() if module is decoder)
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    return names[id(decoder)]
 
 
 def list_encoders(model: PreTrainedModel) -> list[str]:

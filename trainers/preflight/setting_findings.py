@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainers.configs.training import TrainingConfig
 from trainers.configs.references import get_base_model
+from trainers.configs.training import TrainingConfig
 from trainers.modeling.architecture import build_empty_model
 from trainers.modeling.load import pick_device
 from trainers.modeling.multimodal import is_multimodal, list_encoders
@@ -57,9 +57,9 @@ def _describe_encoders(config: TrainingConfig) -> Finding:
     return new_finding(
         FindingCode.encoders_not_trained,
         FindingLevel.info,
-        f"Only the text model of this {model.config.model_type} is trained: {join_names(encoders, len(encoders))} "
-        f"({size / 1e9:.2g} billion parameters) stay{'s' if len(encoders) == 1 else ''} as before, and are "
-        "loaded and served with it.",
+        f"Only the text model of this {model.config.model_type} is trained. Its other parts, "
+        f"{join_names(encoders, len(encoders))} ({size / 1e9:.2g} billion parameters), are loaded and saved "
+        "as they are.",
         "Nothing needs to be done. Rows contain text only.",
     )
 

@@ -88,10 +88,13 @@ def _build_small(model: PreTrainedConfig, attention: str) -> PreTrainedModel | N
     config = deepcopy(model)
     text = config.get_text_config()
     # Layers of unlike sizes are not renumbered: then the model is reduced in its vocabulary only.
-    kinds = [] if text.is_heterogeneous else list(getattr(text, "layer_types", None) or ())
+    is_uniform = not getattr(text, "is_heterogeneous", False)
+    kinds = list(getattr(text, "layer_types", None) or ()) if is_uniform else []
     count = max([MIN_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
-    changes = {name: VOCABULARY for name in ("vocab_size", "vocab_size_per_layer_input") if hasattr(text, name)}
-    if not text.is_heterogeneous:
+    changes: dict[str, Any] = {
+        name: VOCABULARY for name in ("vocab_size", "vocab_size_per_layer_input") if hasattr(text, name)
+    }
+    if is_uniform:
         changes["num_hidden_layers"] = min(count, text.num_hidden_layers)
     if kinds:
         changes["layer_types"] = kinds[:count]

@@ -136,9 +136,7 @@ def test_an_adapter_is_not_deployed_without_a_slot_for_it(
     assert "options.max_adapters is 0" in message(post(SUMS, SFT, deploy), "stages.1.model")
 
 
-def test_layers_that_the_engine_hf_cannot_batch_are_refused(
-    client: TestClient, settings: Settings
-) -> None:
+def test_layers_that_the_engine_hf_cannot_batch_are_refused(client: TestClient, settings: Settings) -> None:
     base = settings.model_roots[0] / "hybrid"
     base.mkdir(parents=True)
     text = {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"]}

@@ -37,7 +37,9 @@ def qwen_3_5(
 
 def gemma_4(hidden: int, intermediate: int, layers: int, shared: int, **text: Any) -> PreTrainedConfig:
     sizes = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
-    return published("gemma4", sizes | {"num_kv_shared_layers": shared, **text}, vision_config={}, audio_config={})
+    return published(
+        "gemma4", sizes | {"num_kv_shared_layers": shared, **text}, vision_config={}, audio_config={}
+    )
 
 
 def mistral_3(hidden: int, intermediate: int, layers: int, *, tied: bool = False) -> PreTrainedConfig:

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.architectures import ARCHITECTURES, MULTIMODAL, Architecture, build_model, find_architecture

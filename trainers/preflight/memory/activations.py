@@ -109,8 +109,8 @@ def count_gated_delta_bytes(
     )
     # The convolution's input and output, the gate, and its product with the normalized output.
     kept = (4 * keys + 5 * values) * width
-    # Inside of the rule all is fp32: queries and keys repeated for each head, scores within a chunk, and a state
-    # for each chunk.
+    # Inside of the rule all is fp32: queries and keys repeated for each head, scores within a chunk, and a
+    # state for each chunk.
     kept += (8 if passes.is_bf16 else 11) * queries * FP32_BYTES + 7 * values * FP32_BYTES
     kept += (15 if passes.is_bf16 else 20) * delta.heads * CHUNK_TOKENS
     kept += 2 * delta.heads * delta.key_width * delta.value_width * FP32_BYTES // CHUNK_TOKENS

@@ -17,7 +17,9 @@ INTERMEDIATE_SIZES = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_siz
 
 def list_decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the layers of the text model; empty for an architecture whose layers are of no common class."""
-    return [module for module in text_modules(model).values() if isinstance(module, GradientCheckpointingLayer)]
+    return [
+        module for module in text_modules(model).values() if isinstance(module, GradientCheckpointingLayer)
+    ]
 
 
 def measure_layer_sizes(model: PreTrainedModel, layers: list[torch.nn.Module]) -> dict[str, Any]:
@@ -72,7 +74,11 @@ def gates_attention(layers: list[torch.nn.Module]) -> bool:
 
 
 def _measure_mlp(layers: list[torch.nn.Module]) -> int:
-    gates = [gate for layer in layers if (gate := getattr(getattr(layer, "mlp", None), "gate_proj", None)) is not None]
+    gates = [
+        gate
+        for layer in layers
+        if (gate := getattr(getattr(layer, "mlp", None), "gate_proj", None)) is not None
+    ]
     is_plain = len(gates) == len(layers) and all(isinstance(gate, torch.nn.Linear) for gate in gates)
     return _mean(gate.out_features for gate in gates) if gates and is_plain else 0
 

@@ -35,7 +35,11 @@ SIZES = {
 # Layers of the same kind only.
 HYBRID = {"gemma3_text", "gemma4_text", "qwen3_5_text"}
 MORE_SIZES: dict[str, dict[str, int]] = {
-    "gemma4_text": {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 64, "global_head_dim": 64}
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 64,
+        "global_head_dim": 64,
+    }
 }
 GATED_DELTA = {
     "linear_num_key_heads": 4,
@@ -47,7 +51,10 @@ LORA, FULL = {"method": "lora", "rank": 4}, {"method": "full"}
 CASES: list[tuple[str, dict[str, Any], bool, str]] = [
     *((name, LORA, True, "sdpa") for name in ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text")),
     *((name, LORA, True, "sdpa") for name in ("gemma4_text", "ministral3", "qwen3_5_text")),
-    *((name, FULL, True, "sdpa") for name in ("llama", "qwen3", "gemma3_text", "gemma4_text", "qwen3_5_text")),
+    *(
+        (name, FULL, True, "sdpa")
+        for name in ("llama", "qwen3", "gemma3_text", "gemma4_text", "qwen3_5_text")
+    ),
     ("llama", LORA, False, "sdpa"),
     ("llama", FULL, False, "sdpa"),
     ("llama", LORA | {"dropout": 0.1}, True, "sdpa"),
