@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from transformers import AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -53,6 +54,13 @@ THINKING = (
 OPENED = THINKING.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\nHm'")
 
 FAMILIES = ["llama", "mistral", "gemma", "qwen"]
+# With a system prompt of its own, and turns without white space.
+MISTRAL_3 = (
+    "{{- bos_token }}{%- if messages[0].role == 'system' %}{%- set system, turns = messages[0].content, "
+    "messages[1:] %}{%- else %}{%- set system, turns = 'You are Ministral.', messages %}{%- endif %}"
+    "{{- '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' }}{%- for m in turns %}{%- if m.role == 'user' %}"
+    "{{- '[INST]' + m.content + '[/INST]' }}{%- else %}{{- m.content + eos_token }}{%- endif %}{%- endfor %}"
+)
 
 
 @pytest.mark.parametrize("template", [HEADERS, BRACKETS, ALTERNATING, THINKING], ids=FAMILIES)
@@ -61,6 +69,20 @@ def test_nothing_is_found_under_templates_that_are_right(
 ) -> None:
     base = model(starter, tmp_path, chat_template=template, bos_token=BOS)
     assert run_preflight(base, tmp_path, write_rows(ROWS), max_length=256)["findings"] == []
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_nothink", "qwen3_5_think", "gemma4_v5", "mistral_3"])
+def test_nothing_is_found_under_the_templates_of_the_families_of_today(
+    name: str, starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    """Qwen's and Gemma's are the published ones, in which Gemma's marks of turns are those of the starter."""
+    published = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    template = MISTRAL_3 if name == "mistral_3" else published.read_text()
+    template = template.replace("<|turn>", TURN).replace("<turn|>", END)
+    base = model(starter, tmp_path, chat_template=template, bos_token=BOS)
+    system = {"role": "system", "content": "Be brief."}
+    rows = write_rows([{"messages": [system, *row["messages"]]} for row in ROWS])
+    assert run_preflight(base, tmp_path, rows, max_length=256)["findings"] == []
 
 
 def test_a_template_whose_prompt_opens_a_thought_is_found(
