@@ -23,7 +23,8 @@ from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.modeling.architecture import check_mergeable
 from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
 from trainers.modeling.model_source import open_base
-from trainers.modeling.multimodal import auto_class, copy_processor
+from trainers.modeling.multimodal.architectures import auto_class
+from trainers.modeling.multimodal.encoders import copy_processor
 from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode

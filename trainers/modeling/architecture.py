@@ -20,13 +20,13 @@ from trainers.configs.training import Attention
 from trainers.modeling.attention.varlen import explain_varlen_refusal
 from trainers.modeling.load import ModelUnsupported, load_config
 from trainers.modeling.model_config import PADDABLE_LAYERS, is_quantized_by_mlx
-from trainers.modeling.multimodal import (
+from trainers.modeling.multimodal.architectures import (
     MULTIMODAL_ARCHITECTURES,
     auto_class,
     is_multimodal,
     list_head_widths,
-    text_modules,
 )
+from trainers.modeling.multimodal.encoders import text_modules
 from trainers.runtime.errors import ConfigInvalid
 
 # PEFT refuses to adapt these layers of models with Mamba blocks: their kernels read the weights directly.

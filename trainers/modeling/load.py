@@ -42,7 +42,7 @@ from trainers.modeling.model_files import (
     ModelRefused,
 )
 from trainers.modeling.model_source import open_adapter, open_base
-from trainers.modeling.multimodal import auto_class, text_architecture
+from trainers.modeling.multimodal.architectures import auto_class, text_architecture
 from trainers.modeling.quantization.nf4 import disable_avx512_repacking
 from trainers.rendering.template_proof import locate_errors, prove_template
 from trainers.runtime.error_codes import ErrorCode

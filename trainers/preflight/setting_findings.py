@@ -10,7 +10,8 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import TrainingConfig
 from trainers.modeling.architecture import build_empty_model
 from trainers.modeling.load import pick_device
-from trainers.modeling.multimodal import is_multimodal, list_encoders
+from trainers.modeling.multimodal.architectures import is_multimodal
+from trainers.modeling.multimodal.encoders import list_encoders
 from trainers.preflight.compute_estimate import (
     FEW_STEPS_HINT,
     TRAINING_SHARE,

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
 from trainers.modeling.load import pick_device
-from trainers.modeling.multimodal import auto_class, text_architecture
+from trainers.modeling.multimodal.architectures import auto_class, text_architecture
 from trainers.runtime.errors import ConfigInvalid, first_line
 from trainers.training.padding_free import PACKABLE_ARCHITECTURES
 

@@ -17,7 +17,7 @@ from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
 from trainers.modeling.load import pick_device
-from trainers.modeling.multimodal import text_architecture
+from trainers.modeling.multimodal.architectures import text_architecture
 from trainers.rendering.render import IGNORE_INDEX
 
 ROW_BY_ROW: Final = "row_by_row"

@@ -40,7 +40,7 @@ from trainers.modeling.load import (
     pick_device,
 )
 from trainers.modeling.model_source import open_base
-from trainers.modeling.multimodal import exclude_encoders, freeze_encoders
+from trainers.modeling.multimodal.encoders import exclude_encoders, freeze_encoders
 from trainers.modeling.quantization.nf4 import quantization_config
 from trainers.modeling.shared_weights import is_stored, share_weights
 from trainers.runtime import run_dir as files

@@ -15,7 +15,7 @@ from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.load import pick_device, template_sha256
 from trainers.modeling.model_source import open_base
-from trainers.modeling.multimodal import copy_processor
+from trainers.modeling.multimodal.encoders import copy_processor
 from trainers.modeling.quantization.nf4_callback import record_published_gap
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainers.modeling import model_source
 from trainers.modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from trainers.modeling.multimodal import auto_class
+from trainers.modeling.multimodal.architectures import auto_class
 from trainers.runtime.errors import ProgramError
 
 # All other initializations decompose and change the base weights, and with them every other adapter.

@@ -21,7 +21,7 @@ from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tok
 from serving.engines.hf.kv_cache import HfBatch, forward, prefill
 from trainers.configs.engines import EngineOptions, EngineQuantization
 from trainers.modeling.architecture import explain_hf_refusal
-from trainers.modeling.multimodal import auto_class
+from trainers.modeling.multimodal.architectures import auto_class
 from trainers.modeling.quantization.nf4 import disable_avx512_repacking
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -22,7 +22,8 @@ from trainers.configs import TrainingConfig, parse_stage
 from trainers.configs.training import Attention, FullTuning, LoraTuning
 from trainers.modeling.architecture import list_attention
 from trainers.modeling.load import ModelUnsupported
-from trainers.modeling.multimodal import MULTIMODAL_ARCHITECTURES, list_encoders
+from trainers.modeling.multimodal.architectures import MULTIMODAL_ARCHITECTURES
+from trainers.modeling.multimodal.encoders import list_encoders
 from trainers.preflight.memory.estimate import measure_shape
 from trainers.training.model_proof import prove_model
 from trainers.training.policy import build_empty_policy

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trainers.modeling.attention.reference import reference_varlen_attn
-from trainers.modeling.multimodal import list_head_widths, text_architecture
+from trainers.modeling.multimodal.architectures import list_head_widths, text_architecture
 
 # The first GPUs with its kernel, and the widest head that it computes.
 MIN_CAPABILITY: Final = (8, 0)

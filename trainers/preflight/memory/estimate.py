@@ -24,7 +24,7 @@ from trainers.configs.training import (
 )
 from trainers.modeling.architecture import build_empty_model, list_attention
 from trainers.modeling.load import ModelReference
-from trainers.modeling.multimodal import list_encoders, text_modules
+from trainers.modeling.multimodal.encoders import list_encoders, text_modules
 from trainers.preflight.memory.activations import PassFormat
 from trainers.preflight.memory.engine_share import explain_small_share
 from trainers.preflight.memory.host import count_host_bytes, local_host, usable_bytes

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trainers.modeling.multimodal import text_modules
+from trainers.modeling.multimodal.encoders import text_modules
 from trainers.preflight.memory.shape import GatedDeltaShape
 
 # Configs name the width of the MLP differently.

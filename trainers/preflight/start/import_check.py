@@ -16,7 +16,7 @@ from trainers.configs.stages.import_model import ImportConfig
 from trainers.modeling.load import AdapterUnreadable, load_config
 from trainers.modeling.model_files import ADAPTER_WEIGHTS
 from trainers.modeling.model_source import open_adapter, open_base
-from trainers.modeling.multimodal import auto_class
+from trainers.modeling.multimodal.architectures import auto_class
 from trainers.runtime.errors import ConfigInvalid, join_names
 
 # Names of tensors that an error lists.

@@ -1,53 +1,21 @@
-"""Models of text and images, of which the stages train, and the engines serve, the text model.
-
-The whole model is loaded: its adapters then have the names that engines expect, and a model that is written
-still reads images. The encoders of images and sound, and their projections into the text model, stay as they
-are.
-"""
+"""The encoders of images and sound, and their projections into the text model, which no stage changes."""
 
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-# A test shows for these that the text model alone is trained, merged and served.
-MULTIMODAL_ARCHITECTURES: Final = frozenset(
-    {"gemma3", "gemma4", "gemma4_unified", "mistral3", "qwen3_5", "qwen3_5_moe"}
-)
+from trainers.modeling.multimodal.architectures import is_multimodal
+
 # How images and videos are read; an engine that serves a multimodal model does not start without them.
 PROCESSOR_FILES: Final = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
 )
-
-
-def is_multimodal(config: PreTrainedConfig) -> bool:
-    """Return whether the model contains encoders next to its text model."""
-    return config.model_type in MULTIMODAL_ARCHITECTURES
-
-
-def auto_class(config: PreTrainedConfig) -> Any:
-    """Return the class of transformers that loads the whole model."""
-    return AutoModelForImageTextToText if is_multimodal(config) else AutoModelForCausalLM
-
-
-def text_architecture(config: PreTrainedConfig) -> str:
-    """Return the type of the text model: of a multimodal model, that of the one it contains."""
-    return str(config.get_text_config().model_type if is_multimodal(config) else config.model_type)
-
-
-def list_head_widths(config: PreTrainedConfig) -> set[int]:
-    """Return the widths of the heads of attention, which differ between the layers of some text models."""
-    text = config.get_text_config()
-    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
-    heads = [
-        (getattr(layer, "head_dim", None), getattr(layer, "num_attention_heads", None)) for layer in layers
-    ]
-    return {width or text.hidden_size // count for width, count in heads if width or count}
 
 
 def find_text_model(model: PreTrainedModel) -> str | None:
