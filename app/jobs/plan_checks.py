@@ -6,6 +6,7 @@ from sqlmodel import Session, col, select
 
 from app.deployments.served_models import explain_missing_model
 from app.http.errors import UnprocessableContent, field_error
+from app.jobs.graph.backends import check_kernels
 from app.models.deployed_model import DeployedModelRefused, check_adapter_slots, check_deployed_model
 from app.models.references import resolve_model
 from app.settings import Settings, get_settings
@@ -150,8 +151,9 @@ def check_names(
     if isinstance(stage, ExportConfig) and stage.gguf_environment is not None:
         errors.append(field_error(f"{path}.gguf_environment", "Omit this field: the worker sets it."))
     trained = stage.target if isinstance(stage, PreflightConfig) else stage
+    field = f"{path}.target" if trained is not stage else path
+    errors += check_kernels(trained, field)
     if isinstance(trained, EngineSampledConfig) and trained.engine_program is not None:
-        field = f"{path}.target" if trained is not stage else path
         errors.append(field_error(f"{field}.engine_program", "Omit this field: the worker sets it."))
     errors += _check_metric_programs(session, stage, path)
     if isinstance(stage, ExportConfig) and stage.push is not None:

@@ -1,4 +1,4 @@
-"""Resolution of the model names in requests: registry ids, folders under an allowed root, and hub ids."""
+"""Resolution of names in requests: models of the registry or hub, and folders under an allowed root."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +42,16 @@ def resolve_model(session: Session, reference: str, field: str) -> ModelLocation
             "id 'model_…'.",
             _missing_folder_hint(reference),
         ) from error
+
+
+def check_kernel_folder(folder: str, field: str) -> None:
+    """Raise UnprocessableContent unless the operator allows the code of the folder to run in training."""
+    roots = get_settings().kernel_roots
+    resolved = _resolve_path(Path(folder)) if folder.startswith("/") else None
+    if resolved is None or not _is_under_root(resolved, roots):
+        allowed = _join(roots) or "none"
+        message = f"{folder} is not an absolute path under a folder of kernels; allowed: {allowed}."
+        raise _invalid(field, message, "The operator can allow folders in TUNESMITH_KERNEL_ROOTS.")
 
 
 def _missing_folder_hint(reference: str) -> str:

@@ -95,6 +95,11 @@ class StorageSettings(BaseSettings):
         description="Folders from which `prepare` may read files, as a JSON list; empty means `sources` in "
         "the data directory.",
     )
+    kernel_roots: list[Path] = Field(
+        default_factory=list,
+        description="Folders whose kernels training stages may name in `kernels`, as a JSON list; empty "
+        "means none. A kernel is code that runs in the training program.",
+    )
     encryption_key: SecretStr = Field(
         SecretStr(""),
         description="Key with which the API encrypts the signing secrets of webhooks: 32 random bytes in "
@@ -132,6 +137,7 @@ class StorageSettings(BaseSettings):
         self.dataset_roots = [
             root.expanduser().resolve() for root in self.dataset_roots or [self.data_dir / "sources"]
         ]
+        self.kernel_roots = [root.expanduser().resolve() for root in self.kernel_roots]
         return self
 
 

@@ -21,6 +21,10 @@ ENGINE_SAMPLING_REASON = (
     "share a batch of the engine depends on when requests arrive, and sums over another batch are rounded "
     "differently, so that a completion can change from some token on."
 )
+COMPILATION_REASON = (
+    "Code that torch has compiled may add in an order that depends on the first rows it was compiled for, "
+    "and a resumed run compiles for other rows, which changes the last bits."
+)
 BATCHING_REASON = (
     "Completed rows are kept, but the remaining rows share the engine's batches with other rows than before, "
     "and sums over another batch are rounded differently."
@@ -52,6 +56,8 @@ def get_resume_guarantee(config: StageConfig, queue: Queue) -> ResumeGuarantee |
     reasons = [DEVICE_REASONS[queue]] if queue in DEVICE_REASONS else []
     if isinstance(config, EngineSampledConfig) and config.generation.engine is not None:
         reasons.append(ENGINE_SAMPLING_REASON)
+    if getattr(config, "compile", False):
+        reasons.append(COMPILATION_REASON)
     return make_guarantee(reasons)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from trainers.configs.backends.kernels import KernelField, KernelPackage
 from trainers.configs.base import (
     MAX_COUNT,
     Config,
@@ -243,6 +244,13 @@ class TrainingConfig(StageConfig):
         description="Recompute activations in the backward pass, which costs up to a third more time and "
         "changes no result. `auto` does so for as few layers as the free memory requires; true for all.",
     )
+    compile: bool = Field(
+        False,
+        description="Let torch compile the layers of the model, which fuses norms, activations, positions "
+        "and adapters. It takes some minutes at the start, and needs a C++ compiler on a CPU and Triton on a "
+        "GPU.",
+    )
+    kernels: KernelField = KernelPackage.none
     devices: int = Field(1, ge=1, le=1024, description="Number of GPUs to train on, in each host.")
     nodes: int = Field(
         1,
@@ -383,6 +391,16 @@ class TrainingConfig(StageConfig):
             raise ValueError(
                 f"tuning.dropout {self.tuning.dropout:g} has no effect: {stage} disables dropout, since it "
                 "compares log-probabilities with a reference; remove it"
+            )
+        if self.compile and self.kernels is not KernelPackage.none:
+            raise ValueError(
+                "compile is true and kernels is set, but torch fuses what it compiles, and cannot look into "
+                "kernels; omit one of them"
+            )
+        if self.compile and self.parallelism in (Parallelism.zero2, Parallelism.zero3):
+            raise ValueError(
+                f"compile is not available with parallelism {self.parallelism}, whose hooks torch does not "
+                "compile; use parallelism ddp or fsdp2, or omit compile"
             )
         if self.optimizer is not Optimizer.adamw and self.parallelism in SHARDED_STATE:
             # DeepSpeed flattens matrices, of which Adafactor needs rows and columns; bitsandbytes' kernels

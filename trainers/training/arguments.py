@@ -22,7 +22,7 @@ from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
 from trainers.training.checkpoints.interval import steps_between_checkpoints, steps_between_validations
 from trainers.training.model_proof import prove_model
-from trainers.training.policy import build_empty_policy
+from trainers.training.policy import build_empty_policy, check_speed_settings
 from trainers.training.schedule import check_learning_rates, count_warmup_steps
 
 # A rank that has died is noticed at once (`trainers.runtime.ranks`); this bounds the wait for one that is
@@ -98,6 +98,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
     """Return the part of `--dry-run` that all training stages share."""
     check_learning_rates(config, steps)
     device = pick_device(config.queue)
+    check_speed_settings(config)
     prove_model(config)
     precision = pick_precision(config.precision, device)
     trainable, total = count_parameters(build_empty_policy(config))

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from trainers.configs.training import TrainingConfig
+from trainers.modeling.fused.compilation import compiled_layers
 from trainers.modeling.load import count_parameters
 from trainers.modeling.quantization.nf4_callback import make_gap_callback
 from trainers.runtime import run_dir as files
@@ -58,10 +60,11 @@ def run_training_loop(
     if stop.requested:
         raise StopRequested
     try:
-        if checkpoint is None:
-            trainer.train()
-        else:
-            _resume(trainer, config, callback, checkpoint)
+        with _compilation(trainer, config, callback, run_dir):
+            if checkpoint is None:
+                trainer.train()
+            else:
+                _resume(trainer, config, callback, checkpoint)
         if callback.shard_writer is not None:
             callback.shard_writer.wait()
         wait_for_all()
@@ -72,6 +75,18 @@ def run_training_loop(
     if trainer.state.global_step < trainer.state.max_steps and not has_stopped_early(config, trainer.state):
         raise StopRequested
     callback.require_change(trainer.state)
+
+
+def _compilation(
+    trainer: Trainer, config: TrainingConfig, callback: RunDirCallback[Any], run_dir: Path
+) -> AbstractContextManager[None]:
+    """Return a block in which the layers are compiled, those of a reference model too, if the config asks."""
+    if not config.compile:
+        return nullcontext()
+    models = [trainer.model, getattr(trainer, "ref_model", None)]
+    return compiled_layers(
+        [model for model in models if model is not None], run_dir / files.SCRATCH / "compiled", callback.warn
+    )
 
 
 def _keep_recomputed_layers(trainer: Trainer) -> None:

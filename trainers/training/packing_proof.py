@@ -5,7 +5,6 @@ models compute their mask without the positions that separate rows. So two rows 
 alone. The first layers, a small vocabulary and random weights suffice: what mixes rows is code, not weights.
 """
 
-from copy import deepcopy
 from typing import Any, Final
 
 import torch
@@ -14,17 +13,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling.attention.choice import BOUNDARY_ATTENTION, pick_attention
+from trainers.modeling.fused.small_model import build_small_model
 from trainers.modeling.load import pick_device
-from trainers.modeling.multimodal.architectures import auto_class, text_architecture
+from trainers.modeling.multimodal.architectures import text_architecture
 from trainers.runtime.errors import ConfigInvalid, first_line
 from trainers.training.padding_free import PACKABLE_ARCHITECTURES
 
-# About 1.2 GB in fp32, and two seconds to fill with random values.
-MAX_PARAMETERS: Final = 300_000_000
-VOCABULARY: Final = 128
-MIN_LAYERS: Final = 2
-EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
-MAX_EXPERTS: Final = 8
 # The second row is longer, so that it is not hidden by the first.
 ROWS: Final = [[3 + 7 * n % 100 for n in range(24)], [5 + 11 * n % 100 for n in range(40)]]
 # How much of the effect of the other row may remain, by rounding: in fp32, and in bf16 for a fused kernel.
@@ -46,7 +40,7 @@ def prove_packing(config: SftConfig, model: PreTrainedConfig) -> None:
     attention = pick_attention(config.attention, device, model, config.precision)
     is_16_bit = attention in BOUNDARY_ATTENTION and device.type == "cuda"
     try:
-        small = _build_small(model, attention)
+        small = build_small_model(model, attention)
         if small is None:
             raise _unproven(model, "could not be proved to keep", "it is too large to be tried quickly")
         small = small.to(device, torch.bfloat16 if is_16_bit else torch.float32).eval()
@@ -81,42 +75,6 @@ def mixed_share(model: PreTrainedModel) -> float:
 def _logprobs(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
     """Return (tokens, vocabulary)."""
     return model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
-
-
-def _build_small(model: PreTrainedConfig, attention: str) -> PreTrainedModel | None:
-    """Return a model with random weights and the first layers of each kind; None if that is too large."""
-    config = deepcopy(model)
-    text = config.get_text_config()
-    # Layers of unlike sizes are not renumbered: then the model is reduced in its vocabulary only.
-    is_uniform = not getattr(text, "is_heterogeneous", False)
-    kinds = list(getattr(text, "layer_types", None) or ()) if is_uniform else []
-    count = max([MIN_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
-    changes: dict[str, Any] = {
-        name: VOCABULARY for name in ("vocab_size", "vocab_size_per_layer_input") if hasattr(text, name)
-    }
-    if is_uniform:
-        changes["num_hidden_layers"] = min(count, text.num_hidden_layers)
-    if kinds:
-        changes["layer_types"] = kinds[:count]
-    for name in EXPERT_COUNTS:
-        if (experts := getattr(text, name, None)) is not None:
-            changes[name] = min(experts, max(MAX_EXPERTS, getattr(text, "num_experts_per_tok", 0)))
-    # Multimodal models replace the placeholders of images by the pad token, so that there must be one.
-    changes |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-    for name, value in changes.items():
-        # Some configs compute the kinds of their layers.
-        if not isinstance(getattr(type(text), name, None), property):
-            setattr(text, name, value)
-    with torch.device("meta"):
-        empty = auto_class(config).from_config(config, trust_remote_code=False)
-    if sum(parameter.numel() for parameter in empty.parameters()) > MAX_PARAMETERS:
-        return None
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        small: PreTrainedModel = auto_class(config).from_config(
-            config, trust_remote_code=False, attn_implementation=attention, dtype=torch.float32
-        )
-    return small
 
 
 def _unproven(model: PreTrainedConfig, what: str, reason: str) -> PackingUnproven:

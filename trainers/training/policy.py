@@ -30,6 +30,8 @@ from trainers.modeling.architecture import (
     name_experts,
 )
 from trainers.modeling.attention.choice import describe_package, pick_attention
+from trainers.modeling.fused.compilation import check_compiler
+from trainers.modeling.fused.kernels import check_kernels, use_kernels
 from trainers.modeling.load import (
     Placement,
     check_adapter_folder,
@@ -66,14 +68,18 @@ def load_policy(
     A frozen base has the dtype of the forward pass. Trained weights are fp32: bf16 keeps 8 bits of a number,
     and rounds small updates away.
     """
+    check_speed_settings(config)
     model_config = load_config(get_base_model(config.base))
     attention = pick_attention(config.attention, pick_device(config.queue), model_config, config.precision)
     if precision is Precision.fp16 and config.precision is Precision.auto:
         events.write_warning("precision_fp16", FP16_NOTICE)
     if (notice := describe_package(attention)) is not None:
         events.write_warning("attention_from_package", notice)
-    model = _load_base(config, _pick_dtype(config, precision), attention, run_dir)
+    dtype = _pick_dtype(config, precision)
+    model = _load_base(config, dtype, attention, run_dir)
     name_experts(model.config)
+    if (notice := use_kernels(model, config.kernels, pick_device(config.queue), dtype)) is not None:
+        events.write_warning("kernels_used", notice)
     if isinstance(config.tuning, FullTuning):
         return freeze_encoders(model)
     if isinstance(config.base, AdaptedModel):
@@ -118,6 +124,14 @@ def _load_base(
     if not is_merged and is_stored(Path(open_base(base)), load_empty()):
         return load()
     return share_weights(load, load_empty, run_dir / files.SCRATCH)
+
+
+def check_speed_settings(config: TrainingConfig) -> None:
+    """Raise DeviceUnavailable if this host lacks what compiles the model, or the kernels."""
+    device = pick_device(config.queue)
+    check_kernels(config.kernels, device)
+    if config.compile:
+        check_compiler(device)
 
 
 def build_empty_policy(config: TrainingConfig) -> PreTrainedModel | PeftModel:

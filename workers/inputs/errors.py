@@ -34,6 +34,12 @@ class InputCorrupt(LaunchError):
     code = ErrorCode.artifact_corrupt
 
 
+class InputKernelsRefused(LaunchError):
+    """Kernels that are absent, or whose code the operator of this host has not allowed."""
+
+    code = ErrorCode.config_invalid
+
+
 class InputRefused(LaunchError):
     """A model that is missing or unsafe, with the code of its check."""
 

@@ -7,8 +7,7 @@ from app.settings import Settings
 from trainers.configs.base import StageConfig
 from trainers.configs.metrics import MetricConfig
 from trainers.configs.metrics.translation import Comet
-from workers.inputs.errors import InputModelNotFound
-from workers.inputs.models import check_folder
+from workers.inputs.models import check_folder, check_links
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -29,13 +28,6 @@ def place_metric_programs(config: C, settings: Settings) -> C:
 
 def _place_comet(metric: Comet, settings: Settings) -> Comet:
     folder = check_folder(Path(metric.checkpoint), settings)
-    for path in folder.rglob("*"):
-        real = path.resolve()
-        if not any(real.is_relative_to(root) for root in settings.model_roots):
-            raise InputModelNotFound(
-                f"The file {path.relative_to(folder)} of the COMET model {folder} is a link out of the roots "
-                "that this worker may read.",
-                "Copy the file in place of the link.",
-            )
+    check_links(folder, f"the COMET model {folder}", settings.model_roots)
     update = {"checkpoint": str(folder), "environment": settings.comet_environment or None}
     return metric.model_copy(update=update)

@@ -4,7 +4,7 @@ A model is a hub id, a registry id, or a folder under an allowed root; the form 
 result is an absolute folder of verified files, and no program resolves a name again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +188,18 @@ def check_folder(path: Path, settings: Settings) -> Path:
             "Copy the model there, or name a hub id.",
         )
     return real
+
+
+def check_links(folder: Path, name: str, roots: Sequence[Path]) -> None:
+    """Raise InputModelNotFound if a file of a folder is a link out of the roots."""
+    for path in folder.rglob("*"):
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in roots):
+            raise InputModelNotFound(
+                f"The file {path.relative_to(folder)} of {name} is a link out of the roots that this worker "
+                "may read.",
+                "Copy the file in place of the link.",
+            )
 
 
 def find_views(settings: Settings) -> Path:

@@ -50,6 +50,7 @@ from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.engine_program import place_engine_program
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
 from workers.inputs.evaluations import fetch_evaluation, fetch_gate_inputs
+from workers.inputs.kernels import place_kernels
 from workers.inputs.lineage import find_origins
 from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
@@ -247,7 +248,7 @@ def _resolve_references(
         config = read_tries(run.job_id, config)
     if isinstance(config, ExportConfig):
         config = config.model_copy(update={"gguf_environment": settings.gguf_environment or None})
-    config = place_engine_program(place_metric_programs(config, settings), settings)
+    config = place_engine_program(place_metric_programs(place_kernels(config, settings), settings), settings)
     models: dict[str, ResolvedModel] = {}
     paths: dict[str, Any] = {}
     datasets: dict[str, Dataset] = {}

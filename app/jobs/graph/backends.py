@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.training_time import count_base_parameters
+from app.models.references import check_kernel_folder
 from app.tables import Worker
 from app.workers.capable import filter_capable_workers
 from app.workers.gpus import EMULATES_BF16
 from trainers.configs import Queue, StageKind, TrainingConfig
 from trainers.configs.backends.choice import find_backend_fault
+from trainers.configs.backends.kernels import KernelFolder
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import Precision
 from trainers.preflight.memory.unified import least_unified_bytes, unified_share
@@ -42,6 +44,17 @@ def _check_bf16(
             f"precision bf16 is only emulated by the GPUs of the live workers: {', '.join(sorted(names))}. "
             "Use auto or fp16, or start a worker with a GPU since Ampere.",
         )
+
+
+def check_kernels(stage: AnyStage, path: str) -> list[UnprocessableContent]:
+    """Return an error for a folder of kernels that the operator has not allowed: it is code."""
+    if not isinstance(stage, TrainingConfig) or not isinstance(stage.kernels, KernelFolder):
+        return []
+    try:
+        check_kernel_folder(stage.kernels.folder, f"{path}.kernels.folder")
+    except UnprocessableContent as error:
+        return [error]
+    return []
 
 
 def _check_unified_memory(

@@ -26,6 +26,8 @@ def list_correctness_cases() -> list[Case]:
             VARLEN,
         ),
         Case("recomputed", lambda bench: _compare(bench, REFERENCE, {"activation_checkpointing": True})),
+        Case("compiled", lambda bench: _compare(bench, REFERENCE, {"compile": True}), expected_seconds=60),
+        Case("liger", lambda bench: _compare(bench, REFERENCE, {"kernels": "liger"}), ("trainers", "liger")),
         Case("micro-batches of one row", lambda bench: _compare(bench, REFERENCE, {"micro_batch_size": 1})),
         Case("fp32", lambda bench: _compare(bench, REFERENCE, {"precision": "fp32", "attention": "sdpa"})),
         Case("qlora", _compare_qlora, ("trainers", "nf4")),

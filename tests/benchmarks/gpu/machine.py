@@ -17,6 +17,7 @@ LIBRARIES: Final = (
     "bitsandbytes",
     "flash-attn",
     "kernels",
+    "liger-kernel",
     "triton",
 )
 # Dense bf16 FLOP/s by name, without sparsity, from the vendor's data sheets.
@@ -62,6 +63,10 @@ def find_missing(device: torch.device, is_tiny: bool) -> dict[str, str]:
         missing["nf4"] = "bitsandbytes is not installed"
     if not is_tiny and not _has_varlen():
         missing["varlen"] = f"torch {torch.__version__} has no varlen_attn with a window and a scale"
+    if device.type != "cuda":
+        missing["liger"] = "kernels of liger-kernel need a GPU"
+    elif _version("liger-kernel") is None:
+        missing["liger"] = "liger-kernel is not installed"
     if device.type != "cuda" and not is_tiny:
         missing["gpu"] = "torch finds no GPU"
     return missing

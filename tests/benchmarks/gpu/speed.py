@@ -26,7 +26,26 @@ def list_speed_cases() -> list[Case]:
     return [
         Case("lora 8b, rows of 4096", _train_8b, expected_seconds=150, bar=BAR_8B),
         Case("lora 8b, short rows packed", _train_8b_packed, expected_seconds=60),
+        Case(
+            "lora 8b, rows of 4096, compiled",
+            lambda bench: _train_8b(bench, {"compile": True}),
+            expected_seconds=200,
+            bar=BAR_8B,
+        ),
+        Case(
+            "lora 8b, rows of 4096, liger",
+            lambda bench: _train_8b(bench, {"kernels": "liger"}),
+            ("trainers", "liger"),
+            expected_seconds=150,
+            bar=BAR_8B,
+        ),
         Case("lora 0.6b", lambda bench: _train_small(bench, {}), bar=BAR_SMALL),
+        Case(
+            "lora 0.6b, compiled",
+            lambda bench: _train_small(bench, {"compile": True}),
+            expected_seconds=60,
+            bar=BAR_SMALL,
+        ),
         Case("full 0.6b", lambda bench: _train_small(bench, {"tuning": {"method": "full"}})),
         Case("lora 0.6b, rows padded", lambda bench: _train_small(bench, {"attention": "sdpa"})),
         Case("lora 0.6b by TRL's defaults", _train_with_trl),
@@ -34,10 +53,11 @@ def list_speed_cases() -> list[Case]:
     ]
 
 
-def _train_8b(bench: Bench) -> dict[str, Any]:
+def _train_8b(bench: Bench, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train on rows of exactly 4096 tokens, two at once; activations are kept if they fit."""
     length = bench.tokens(4096)
-    return _run(bench, "8b", bench.rows("long", 64, (5000, 5000)), length, {"batch_size": 4}, 2)
+    rows = bench.rows("long", 64, (5000, 5000))
+    return _run(bench, "8b", rows, length, {"batch_size": 4} | (changes or {}), 2)
 
 
 def _train_8b_packed(bench: Bench) -> dict[str, Any]:

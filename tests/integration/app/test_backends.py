@@ -91,6 +91,7 @@ def test_an_adapter_on_a_4_bit_base_fits_where_its_base_does_not(
         ({"precision": "bf16"}, "precision bf16 is not computed by a CPU; use auto or fp32, or queue cuda"),
         ({"attention": "flash_attention_3"}, "attention flash_attention_3 has no kernel for a CPU"),
         ({"optimizer": "paged_adamw_8bit"}, "use adamw_8bit, or queue cuda"),
+        ({"kernels": "liger"}, "omit kernels, or use queue cuda"),
     ],
 )
 def test_a_setting_that_a_cpu_does_not_have_is_refused_at_its_field(

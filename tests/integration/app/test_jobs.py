@@ -519,3 +519,22 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(client: TestClient, ro
     assert client.post("/api/v1/jobs/dry-run", json=body).status_code == 422
     planned = client.post("/api/v1/jobs/dry-run", json=spec(SFT | {"devices": 8})).json()
     assert planned["stages"][0]["config"]["micro_batch_size"] == 2
+
+
+@pytest.mark.parametrize("stage", [{}, {"stage": "preflight"}], ids=["trained", "probed"])
+def test_only_kernels_that_the_operator_allows_are_run(
+    client: TestClient, rows: Dataset, settings: Settings, tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    def post(folder: Path) -> Any:
+        config = SFT | {"kernels": {"folder": str(folder)}}
+        return client.post("/api/v1/jobs", json=spec({**stage, "target": config} if stage else config))
+
+    allowed = tmp_path / "kernels"
+    (allowed / "fast").mkdir(parents=True)
+    (allowed / "link").symlink_to(tmp_path)
+    refused = post(allowed / "fast")
+    assert refused.status_code == 422 and "allowed: none" in refused.text
+    settings.kernel_roots.append(allowed)
+    assert post(allowed / "fast").status_code == 201
+    for outside in (allowed / "link", allowed / ".." / "other", allowed, Path("fast")):
+        assert "TUNESMITH_KERNEL_ROOTS" in post(outside).text

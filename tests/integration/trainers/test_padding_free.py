@@ -18,6 +18,7 @@ from tests.integration.trainers.stages import run_stage
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.modeling.attention.choice import pick_attention
+from trainers.modeling.fused import small_model
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
@@ -103,7 +104,7 @@ def test_the_trial_at_the_start_agrees_with_the_list(
 
 def test_a_model_that_is_too_large_for_the_trial_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing_proof, "PACKABLE_ARCHITECTURES", frozenset({"another"}))
-    monkeypatch.setattr(packing_proof, "MAX_PARAMETERS", 1000)
+    monkeypatch.setattr(small_model, "MAX_PARAMETERS", 1000)
     config = SftConfig(base="org/base", dataset="rows", packing=True)
     with pytest.raises(packing_proof.PackingUnproven, match="too large to be tried"):
         packing_proof.prove_packing(config, find_architecture("Llama").config(64, 0, 1))

@@ -5,6 +5,7 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from trainers.configs.backends.kernels import KernelPackage
 from trainers.configs.backends.mlx_limits import list_mlx_obstacles
 from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineKind
@@ -142,6 +143,9 @@ def _find_cpu_fault(config: TrainingConfig) -> BackendFault | None:
     if config.optimizer is Optimizer.paged_adamw_8bit:
         reason = "optimizer paged_adamw_8bit pages the memory of GPUs; use adamw_8bit, or queue cuda"
         return BackendFault("optimizer", reason)
+    if config.kernels is KernelPackage.liger:
+        reason = "kernels liger are Triton kernels for GPUs; omit kernels, or use queue cuda"
+        return BackendFault("kernels", reason)
     return None
 
 

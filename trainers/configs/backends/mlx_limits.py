@@ -1,5 +1,6 @@
 """What MLX on a Mac cannot train, and what would be needed."""
 
+from trainers.configs.backends.kernels import KernelPackage
 from trainers.configs.training import (
     Attention,
     FullTuning,
@@ -34,6 +35,10 @@ def _list_setting_obstacles(config: TrainingConfig) -> list[str]:
         obstacles.append(
             f"optimizer {config.optimizer} is an implementation of torch; omit it, or use queue cuda"
         )
+    if config.compile:
+        obstacles.append("compile is a part of torch, and MLX compiles its steps in any case; omit it")
+    if config.kernels is not KernelPackage.none:
+        obstacles.append("kernels are for the layers of torch, and MLX has its own; omit it")
     if getattr(config, "packing", False):
         obstacles.append(
             "packing needs attention that separates the rows of a sequence, which MLX lacks; omit it, or use "

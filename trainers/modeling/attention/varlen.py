@@ -6,7 +6,7 @@ cache, go to torch's attention with a mask.
 """
 
 from collections.abc import Callable
-from functools import cache
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any, Final
 
@@ -18,6 +18,22 @@ from transformers.masking_utils import sdpa_mask
 from trainers.modeling.attention.reference import reference_varlen_attn
 from trainers.modeling.multimodal.architectures import list_head_widths, text_architecture
 
+
+def _import_kernel() -> Callable[..., torch.Tensor] | None:
+    # Torch older than 2.10 has no such module.
+    if find_spec("torch.nn.attention.varlen") is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    kernel: Callable[..., torch.Tensor] = varlen_attn
+    return kernel
+
+
+# Values of the module, so that compiled code contains them.
+VARLEN_KERNEL: Final[Callable[..., torch.Tensor] | None] = _import_kernel()
+# The kernel is one operation for the compiler; the reference would be code for each length.
+REFERENCE: Final[Callable[..., torch.Tensor]] = torch.compiler.disable(reference_varlen_attn)
+KERNEL_OPTIONS: Final = frozenset(signature(VARLEN_KERNEL).parameters if VARLEN_KERNEL is not None else ())
 # The first GPUs with its kernel, and the widest head that it computes.
 MIN_CAPABILITY: Final = (8, 0)
 MAX_HEAD_WIDTH: Final = 256
@@ -60,7 +76,7 @@ def has_varlen_kernel(device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and torch.version.hip is None
-        and _kernel_options() >= REQUIRED_OPTIONS
+        and KERNEL_OPTIONS >= REQUIRED_OPTIONS
         and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
     )
 
@@ -152,27 +168,14 @@ def _kernel_dtype(value_bhtd: torch.Tensor) -> torch.dtype:
 def _kernel(query_thd: torch.Tensor) -> Callable[..., torch.Tensor]:
     # Weights that are trained are fp32, and generation need not run under autocast.
     if query_thd.device.type != "cuda" or query_thd.dtype == torch.float32:
-        return reference_varlen_attn
-    # Torch older than 2.10 has no such module.
-    from torch.nn.attention.varlen import varlen_attn
-
-    kernel: Callable[..., torch.Tensor] = varlen_attn
-    return kernel
-
-
-@cache
-def _kernel_options() -> frozenset[str]:
-    """Return the names of the kernel's arguments; empty with a torch that has no such kernel."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(signature(varlen_attn).parameters)
+        return REFERENCE
+    assert VARLEN_KERNEL is not None, "the choice of attention has checked it"
+    return VARLEN_KERNEL
 
 
 def _gqa_option(is_grouped: bool) -> dict[str, bool]:
     # Without the option, older kernels share keys among queries by themselves.
-    return {"enable_gqa": is_grouped} if "enable_gqa" in _kernel_options() else {}
+    return {"enable_gqa": is_grouped} if "enable_gqa" in KERNEL_OPTIONS else {}
 
 
 def _padding_mask(

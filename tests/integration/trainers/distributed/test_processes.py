@@ -117,6 +117,25 @@ def test_every_kind_of_sharding_trains_as_one_process_does(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_two_processes_compile_their_layers(
+    stage: dict[str, Any], tuning: str, parallelism: str, tmp_path: Path
+) -> None:
+    for name in (False, True):
+        values = stage | {"tuning": {"method": tuning}, "activation_checkpointing": name, "max_steps": 4}
+        run_stage(values, tmp_path / f"one-{name}")
+        more = {"devices": 2, "parallelism": parallelism, "compile": True}
+        assert_sharded(run(values | more, tmp_path / f"two-{name}"), parallelism)
+        assert losses(tmp_path / f"two-{name}") == pytest.approx(losses(tmp_path / f"one-{name}"), abs=1e-4)
+        one, two = (
+            load_file(tmp_path / f"{count}-{name}" / "model" / WEIGHTS[tuning]) for count in ("one", "two")
+        )
+        assert one.keys() == two.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("parallelism", SHARDED)
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_stopped_processes_save_one_checkpoint_and_go_on_as_if_they_had_not_stopped(

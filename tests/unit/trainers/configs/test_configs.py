@@ -219,6 +219,13 @@ def test_the_schema_of_a_config_does_not_grow_with_its_uses() -> None:
         ({"optimizer": "adamw_8bit", "parallelism": "fsdp2", "devices": 2}, "cannot be sharded"),
         ({"optimizer": "adafactor", "parallelism": "zero3", "devices": 2}, "cannot be sharded"),
         ({"optimizer": "adamw_8bit", "queue": "mlx"}, "is an implementation of torch"),
+        ({"compile": True, "queue": "mlx"}, "compile is a part of torch"),
+        (
+            {"compile": True, "parallelism": "zero2", "devices": 2},
+            "compile is not available with parallelism",
+        ),
+        ({"compile": True, "kernels": "liger"}, "omit one of them"),
+        ({"kernels": {"folder": "/k"}, "queue": "mlx"}, "kernels are for the layers of torch"),
         ({"optimizer": "sgd"}, "'adamw', 'adamw_8bit', 'paged_adamw_8bit' or 'adafactor'"),
     ],
 )
