@@ -59,8 +59,13 @@ cli.command("rescue")(rescue_command)
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command line; an error is printed as a sentence, with exit status 1."""
+    run_command(arguments, PROGRAM)
+
+
+def run_command(arguments: Sequence[str], prog_name: str) -> None:
+    """Run the command line under the name that its help shows."""
     load_settings()
-    cli(arguments, prog_name=PROGRAM)
+    cli(arguments, prog_name=prog_name)
 
 
 @cli.callback(invoke_without_command=True)

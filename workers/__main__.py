@@ -129,6 +129,11 @@ def main(
     raise typer.Exit(0 if was_asked_to_stop else 1)
 
 
+def run_command(arguments: Sequence[str], prog_name: str) -> None:
+    """Run the command line under the name that its help shows."""
+    program(arguments, prog_name=prog_name)
+
+
 def _open_tunnel(settings: Settings) -> Tunnel | None:
     """Open the tunnel to the control plane, if the worker has one; what it leads to is waited for."""
     try:

@@ -61,7 +61,7 @@ class ServiceClient(ModeBound[Mode]):
     @Operation
     async def readiness(self) -> ReadinessRecord:
         """Return the state of what the service depends on."""
-        response = await self.connection.request("GET", "/readyz")
+        response = await self.connection.request("GET", "/readyz", accepted=[503])
         return self.connection.read_view(response, ReadinessRecord)
 
     @Operation

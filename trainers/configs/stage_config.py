@@ -36,15 +36,15 @@ def load_stage(path: Path) -> AnyStage:
         raise ValueError(
             f"{path} is not a config: expected a mapping of fields, found {type(values).__name__}"
         )
-    return parse_stage(values if path.suffix == ".json" else _expand(values))
+    return parse_stage(values if path.suffix == ".json" else expand_variables(values))
 
 
-def _expand(value: Any) -> Any:
+def expand_variables(value: Any) -> Any:
     """Expand variables after parsing, so that their content cannot change the structure of the file."""
     if isinstance(value, dict):
-        return {key: _expand(item) for key, item in value.items()}
+        return {key: expand_variables(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item) for item in value]
+        return [expand_variables(item) for item in value]
     if not isinstance(value, str):
         return value
     text = _VARIABLE.sub(_get_variable, value)

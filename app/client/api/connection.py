@@ -7,7 +7,7 @@ recognizes its content, or it never reached the service.
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -118,10 +118,12 @@ class Connection:
         idempotency_key: str | None = None,
         timeout: float | None = None,
         patience: float | None = None,
+        accepted: Collection[int] = (),
     ) -> httpx2.Response:
         """Return the response to a request that has succeeded; raises RequestRefused, ServerUnreachable.
 
-        It is repeated for `patience` seconds, by default those of the client.
+        It is repeated for `patience` seconds, by default those of the client. `accepted` are the statuses of
+        errors that are a response as well.
         """
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         repeatable = repeatable or idempotency_key is not None or method in ("GET", "DELETE", "PUT")
@@ -135,8 +137,10 @@ class Connection:
                 error, wanted = self._unreachable(failure), None
                 may_repeat = repeatable or isinstance(failure, httpx2.ConnectError | httpx2.ConnectTimeout)
             else:
+                if response.is_success or response.status_code in accepted:
+                    return response
                 # A repeated deletion finds nothing if the first one has worked.
-                if response.is_success or (n_failures and method == "DELETE" and response.status_code == 404):
+                if n_failures and method == "DELETE" and response.status_code == 404:
                     return response
                 error, wanted = read_error(response), read_retry_after(response)
                 may_repeat = repeatable and response.status_code in RETRIED_STATUSES

@@ -1,0 +1,97 @@
+"""The command line `tunesmith`.
+
+Exit codes: 0 success; 1 a job, a gate or a file has failed; 2 the command or its request is wrong; 3 the
+service does not respond or refuses the key; 4 a wait has timed out; 130 Ctrl-C.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from app.client.address import URL_VARIABLE
+from app.client.api.errors import ClientError, WaitInterrupted
+from app.client.commands import account, data, following, jobs, models, scores, service
+from app.client.commands.output import ExitCode, exit_code_of, note, print_error
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune, evaluate and serve language models with a Tunesmith service.",
+    epilog="Exit codes: 0 success, 1 a job, a gate or a file has failed, 2 the command is wrong, 3 the "
+    "service is unavailable or refuses the key, 4 timeout, 130 Ctrl-C.",
+)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Start": {"up": service.up, "login": account.login, "logout": account.logout, "status": account.status},
+    "Work": {
+        "train": jobs.train,
+        "eval": scores.evaluate,
+        "compare": scores.compare,
+        "apply": jobs.apply,
+        "deploy": models.deploy,
+        "undeploy": models.undeploy,
+        "chat": models.chat,
+    },
+    "Jobs": {
+        "jobs": jobs.list_jobs,
+        "job": jobs.show_job,
+        "logs": following.logs,
+        "wait": following.wait,
+        "top": following.top,
+        "pause": jobs.pause,
+        "resume": jobs.resume,
+        "cancel": jobs.cancel,
+        "retry": jobs.retry,
+        "diff": jobs.diff,
+    },
+    "Lists": {
+        "models": models.list_models,
+        "deployments": models.list_deployments,
+        "hosts": models.list_hosts,
+    },
+}
+for _panel, _commands in COMMANDS.items():
+    for _name, _function in _commands.items():
+        _settings = service.PASS_ON if _name == "up" else None
+        cli.command(_name, rich_help_panel=_panel, context_settings=_settings)(_function)
+cli.add_typer(data.data_cli, name="data", rich_help_panel="Work")
+cli.add_typer(models.get_cli, name="get", rich_help_panel="Work")
+service.add_operator_commands(cli)
+
+
+@cli.callback()
+def _configure(
+    url: Annotated[
+        str | None, typer.Option(help="Address of the service. [default: TUNESMITH_URL, or that of login]")
+    ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if show_version:
+        print(version("tunesmith"))  # noqa: T201 — the output of the option
+        raise typer.Exit
+    if url is not None:
+        os.environ[URL_VARIABLE] = url
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit."""
+    try:
+        cli(arguments, prog_name="tunesmith")
+    except ClientError as error:
+        print_error(error)
+        sys.exit(exit_code_of(error))
+    except WaitInterrupted as stopped:
+        note(stopped.message)
+        sys.exit(ExitCode.interrupted)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.interrupted)
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wants.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.ok)
