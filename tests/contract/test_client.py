@@ -6,16 +6,19 @@ Method: compare the fields of every view with its schema, and import the package
 import inspect
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib import import_module
 from typing import Any
 
 import pytest
+import typer
 
 import app.client
 import app.client.views
 import tunesmith
+from app.client.commands.program import cli
 from app.client.views.base import ApiView
 from tests.conftest import ROOT
 
@@ -31,7 +34,6 @@ HEAVY = {
     "app.main",
     "app.settings",
 }
-NAMES = {"object": "dict", "array": "list"}
 
 
 def find_views() -> dict[str, type[ApiView]]:
@@ -83,3 +85,11 @@ def test_the_import_is_light() -> None:
 def test_a_class_is_the_same_under_both_names() -> None:
     assert all(getattr(tunesmith, name) is getattr(app.client, name) for name in app.client.__all__)
     assert set(tunesmith.__all__) == set(app.client.__all__)
+
+
+def test_the_guide_has_every_command() -> None:
+    guide = (ROOT / "docs/guides/command-line.md").read_text(encoding="utf-8")
+    commands = typer.main.get_command(cli).commands  # type: ignore[attr-defined] # a group has commands
+    nested = [f"{name} {inner}" for name in ("data", "get") for inner in commands[name].commands]
+    missing = [name for name in [*commands, *nested] if not re.search(rf"`[^`]*\b{name}\b", guide)]
+    assert missing == []

@@ -67,7 +67,8 @@ def push(
         print_json(dataset)
     elif dataset.report is not None:
         print_report(dataset.name, dataset.report)
-        note(f"Stored as {dataset.name} ({dataset.id}).")
+        known = name is not None and dataset.name != name
+        note(f"{'Already stored' if known else 'Stored'} as {dataset.name} ({dataset.id}).")
     if not dataset.trainable:
         raise typer.Exit(ExitCode.failed)
 

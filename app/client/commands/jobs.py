@@ -25,6 +25,7 @@ from app.client.commands.specs import (
     resolve_data,
     resolve_job,
     resolve_model,
+    upload_files,
 )
 from app.client.views.jobs import JobPlan, RemoteJob
 
@@ -84,10 +85,15 @@ def apply(
     detach: Detach = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the job of a file; exit with 1 if it fails or a gate is not met."""
+    """Run the job of a file; exit with 1 if it fails or a gate is not met.
+
+    A dataset that is a file, such as `dataset: data/train.jsonl`, is uploaded first; its path is relative to
+    the spec.
+    """
     spec = load_spec(file)
     spec["labels"] = {**spec.get("labels", {}), **parse_labels(labels or [])}
     with connect() as client:
+        spec = upload_files(client, spec, file.parent)
         run_job(client, spec, dry_run, detach, as_json, report=report, key=key)
 
 

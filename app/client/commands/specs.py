@@ -11,6 +11,8 @@ from app.client.commands.data import print_report, push_file
 from app.client.commands.output import note
 from app.client.views.jobs import RemoteJob
 
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
 
 class SpecUnusable(ClientError):
     """A spec or an option of a command cannot be used."""
@@ -40,6 +42,18 @@ def load_spec(path: Path) -> dict[str, Any]:
             "docs/guides/command-line.md has an example.",
         )
     return {"name": path.stem, **values}
+
+
+def upload_files(client: Client, value: Any, folder: Path) -> Any:
+    """Return a spec in which each dataset that is a file, relative to the folder, is an uploaded dataset."""
+    if isinstance(value, dict):
+        return {
+            key: resolve_data(client, str(folder / item))
+            if key.endswith("dataset") and isinstance(item, str) and _is_data_file(item)
+            else upload_files(client, item, folder)
+            for key, item in value.items()
+        }
+    return [upload_files(client, item, folder) for item in value] if isinstance(value, list) else value
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +88,7 @@ def resolve_data(client: Client, data: str) -> str:
     """Return the name of a dataset; a file is uploaded first. Raises DataUnusable."""
     path = Path(data)
     if not path.is_file():
-        if path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+        if _is_data_file(data):
             raise SpecUnusable(
                 f"There is no file {data}.", "`tunesmith data list` shows the uploaded datasets."
             )
@@ -91,7 +105,7 @@ def resolve_data(client: Client, data: str) -> str:
 
 
 def resolve_model(client: Client, model: str) -> str:
-    """Return what a job calls a model: of a job, the model that it has produced."""
+    """Return what a spec calls a model: of a job, or of the name of one, the model that it has produced."""
     if model.startswith("job_"):
         found = client.jobs.get(model).model_id
         if found is None:
@@ -102,6 +116,10 @@ def resolve_model(client: Client, model: str) -> str:
     for one in client.models.list(name=model):
         note(f"Using {one.id}, the newest model called {model}.")
         return one.id
+    for job in client.jobs.list(name=model, limit=1):
+        if (found := client.jobs.get(job.id).model_id) is not None:
+            note(f"Using {found}, the model of {job.id} ({model}).")
+            return found
     return model
 
 
@@ -115,3 +133,7 @@ def resolve_job(client: Client, job: str) -> RemoteJob[Blocking]:
     for one in client.jobs.list(name=name, limit=1):
         return client.jobs.get(one.id)
     raise ObjectMissing(f"There is no job called {job}.", "List the jobs with `tunesmith jobs`.", status=404)
+
+
+def _is_data_file(name: str) -> bool:
+    return Path(name).suffix in DATA_SUFFIXES

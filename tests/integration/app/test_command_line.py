@@ -1,0 +1,132 @@
+"""The command line against the service as a process: what it prints, and how it exits.
+
+Method: call `main` as the script does, against a service without a worker.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.client.commands.program import main
+from tests.integration.app.test_server import environment, serving
+from tests.services import free_port
+
+Run = Callable[..., tuple[int, str, str]]
+JOB = """
+name: ${NAME:-prepared}
+labels: {team: "${TEAM}"}
+stages:
+  - {stage: prepare, dataset: data/rows.jsonl, split: {test: 1}}
+"""
+FAULTY = "question,answer\nWhat is 1 + 1?,2\n,3\nWhat is 2 + 2?,4,5\n"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("service"), "--no-worker") as (_, address):
+        yield address
+
+
+@pytest.fixture
+def tunesmith(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Return a function that runs a command and returns its exit code, output and errors."""
+    monkeypatch.setenv("TUNESMITH_URL", url)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/rows.jsonl").write_text('{"prompt": "1", "completion": "2"}\n' * 2)
+    (tmp_path / "job.yaml").write_text(JOB)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, tmp_path: Path) -> None:
+    (tmp_path / "faulty.csv").write_text(FAULTY)
+    checked, pushed = (
+        tunesmith("data", "check", "faulty.csv", "--json"),
+        tunesmith("data", "push", "faulty.csv", "--json"),
+    )
+    report = json.loads(checked[1])["faulty.csv"]
+    assert checked[0] == pushed[0] == 1 and report["fault_count"] == 2
+    assert report == json.loads(pushed[1])["report"]
+    _, text, _ = tunesmith("data", "check", "faulty.csv")
+    assert "fault: row 2: `question` is empty" in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize("command", ["status", "jobs", "models", "deployments", "hosts", "data list", "top"])
+def test_what_is_listed_can_be_read_as_json(tunesmith: Run, command: str) -> None:
+    code, output, errors = tunesmith(*command.split(), "--json")
+    assert code == 0 and errors == ""
+    json.loads(output)
+    assert tunesmith(*command.split())[0] == 0
+
+
+def test_a_spec_is_expanded_uploads_its_files_and_starts_one_job_for_a_key(
+    tunesmith: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "TEAM" in tunesmith("apply", "job.yaml")[2] and tunesmith("apply", "job.yaml")[0] == 2
+    monkeypatch.setenv("TEAM", "maths")
+    code, plan, _ = tunesmith("apply", "job.yaml", "--dry-run", "--json")
+    assert code == 0 and json.loads(plan)["labels"] == {"team": "maths"}
+    first, second = (tunesmith("apply", "job.yaml", "--detach", "--key", "once")[1] for _ in "ab")
+    assert first == second and first.startswith("job_")
+    listed = json.loads(tunesmith("jobs", "--label", "team=maths", "--json")[1])
+    assert [job["id"] for job in listed] == [first.strip()]
+
+
+def test_jobs_are_acted_on_by_name_and_their_end_is_the_exit_code(tunesmith: Run) -> None:
+    train = ("train", "data/rows.jsonl", "--base", "org/none", "--name", "tried", "--set", "max_steps=3")
+    assert tunesmith(*train, "--label", "a=b", "--detach")[0] == 0
+    assert tunesmith("wait", "tried", "--timeout", "0.1")[0] == 4
+    assert tunesmith("pause", "tried")[1].endswith("is paused\n")
+    assert tunesmith("resume", "last")[1].endswith("is queued\n")
+    assert tunesmith("cancel", "tried")[1].endswith("is cancelled\n")
+    code, _, errors = tunesmith("logs", "-f", "tried")
+    assert code == 1 and "was cancelled" in errors
+    job = json.loads(tunesmith("job", "tried", "--json")[1])
+    assert job["spec"]["stages"][0]["max_steps"] == 3 and job["labels"] == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["job", "missing"], 2, "tunesmith jobs"),
+        (["train", "no.jsonl", "--base", "starter"], 2, "There is no file no.jsonl"),
+        (["train", "rows", "--base", "starter", "--set", "rate"], 2, "--set FIELD=VALUE"),
+        (["--url", f"http://127.0.0.1:{free_port()}", "jobs"], 3, "tunesmith up"),
+        (["jobs", "--nothing"], 2, "--nothing"),
+    ],
+)
+def test_an_error_has_its_exit_code_and_a_remedy(
+    tunesmith: Run, arguments: list[str], code: int, message: str
+) -> None:
+    found = tunesmith(*arguments)
+    assert (found[0], found[1]) == (code, "") and message in found[2] and "Traceback" not in found[2]
+
+
+def test_a_login_is_stored_and_used(tunesmith: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNESMITH_URL")
+    monkeypatch.setenv("TUNESMITH_API_KEY", "")
+    assert tunesmith("login", f"{url}/")[0] == 0
+    monkeypatch.delenv("TUNESMITH_API_KEY")
+    status: Any = json.loads(tunesmith("status", "--json")[1])
+    assert status["url"] == url and status["caller"]["scopes"] == ["admin"]
+
+
+def test_the_commands_of_operators_are_reached_through_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tunesmith", "keys", "create", "--name", "me", "--scope", "admin"]
+    created = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    assert created.returncode == 0 and created.stdout.startswith("ts_"), created.stderr
