@@ -80,8 +80,14 @@ def compare(
         if as_json:
             print_json(comparison)
             return
+        # The result has the ids of the evaluations, and a person knows what was typed.
+        names = {one.id: target for one, target in zip(evaluations, targets, strict=True)}
         models = comparison.result.models
-        print_scores((one.role, one.model, score) for one in models for score in one.scores)
+        print_scores(
+            (names.get(one.role, one.role), one.model, score) for one in models for score in one.scores
+        )
+        for each in comparison.result.differences:
+            each.role, each.other = names.get(each.role, each.role), names.get(each.other, each.other)
         print_differences(comparison.result.differences)
         for warning in comparison.result.warnings:
             note(warning)
