@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.checkpoints import service as checkpoints
+from app.checkpoints.schemas import CheckpointView
 from app.downloads.response import download_response, download_responses
 from app.http.paging import EventPaging, Page, Paging
 from app.runs import files, listing, service
 from app.runs.listing import RunFilters, run_filters
 from app.runs.schemas import (
-    CheckpointView,
     EventView,
     LogView,
     MetricsView,
@@ -111,8 +112,8 @@ def download_file(request: Request, run_id: RunId, name: FileName) -> Response:
 @router.get("/{run_id}/checkpoints")
 def list_checkpoints(run_id: RunId, session: ReadSession, paging: Paging) -> Page[CheckpointView]:
     """List the checkpoints from which the run can resume, newest first."""
-    checkpoints, after = service.list_checkpoints(session, run_id, paging)
-    return Page(items=[CheckpointView.model_validate(checkpoint) for checkpoint in checkpoints], next=after)
+    views, after = checkpoints.list_checkpoints(session, run_id, paging)
+    return Page(items=views, next=after)
 
 
 @router.get("/{run_id}/stream", responses=EVENT_STREAM, response_class=StreamingResponse)

@@ -211,22 +211,6 @@ class RunFilesView(BaseModel):
     items: list[RunFileView] = Field(description="All files, by name.")
 
 
-class CheckpointView(BaseModel):
-    """A resumable state of a run."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str = Field(description="Id of the checkpoint, `checkpoint_…`.")
-    attempt: int = Field(description="The attempt that saved it.")
-    step: int = Field(description="The step after which it was saved.")
-    sha256: str = Field(description="Hash of its manifest, which contains the hash of every file.")
-    size_bytes: int = Field(description="Size of all its files.")
-    resumable: bool = Field(
-        description="Whether a run can resume from it: after a run has succeeded, only the weights are kept."
-    )
-    created_at: datetime = Field(description="When it was published.")
-
-
 def run_view(
     run: Run, waiting_for: str | None, needs: list[str], members: Sequence[Mapping[str, Any]] = ()
 ) -> RunView:

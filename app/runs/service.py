@@ -1,4 +1,4 @@
-"""Reading runs: their events and checkpoints."""
+"""Reading runs and their events."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from sqlalchemy import func, literal, select
 from sqlmodel import Session, col
 
 from app.http.errors import NotFound
-from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
+from app.http.paging import EventPageQuery, paginate_by_seq
 from app.runs.graph import list_needed_names, load_needs
 from app.runs.groups.members import list_shown_members
 from app.runs.schemas import RunView, RunWarningView, run_view, warning_view
 from app.settings import Settings
-from app.tables import Checkpoint, Event, EventType, Run
+from app.tables import Event, EventType, Run
 from app.tables.base import enum_type
 from app.workers import service as workers
 from trainers.runtime.error_codes import ErrorCode
@@ -70,12 +70,3 @@ def list_warnings(session: Session, runs: Sequence[Run]) -> tuple[list[RunWarnin
     ordered = statement.order_by(col(Run.position), col(Event.seq)).limit(MAX_WARNINGS)
     views = [warning_view(event, by_run[event.run_id]) for event in session.scalars(ordered)]
     return views, count - len(views)
-
-
-def list_checkpoints(
-    session: Session, run_id: str, paging: PageQuery
-) -> tuple[Sequence[Checkpoint], str | None]:
-    """Return a page of a run's published checkpoints, newest first."""
-    get_run(session, run_id)
-    statement = select(Checkpoint).where(col(Checkpoint.run_id) == run_id)
-    return paginate_newest_first(session, statement, col(Checkpoint.id), paging)

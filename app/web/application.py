@@ -9,12 +9,13 @@ from app.http.text_check import refuse_unstorable_text
 from app.web import static_files
 from app.web.errors import install_page_errors
 from app.web.mount import PagesMount
-from app.web.views import account, jobs
+from app.web.views import account, checkpoints, jobs
 from serving.http.limits import MAX_BODY_BYTES
 
 VIEWS = (
     account,
     jobs,
+    checkpoints,
 )
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlmodel import col, select
 
+from app.checkpoints.service import find_resumed_checkpoint
 from app.settings import Settings
 from app.storage.database import read_session
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
 from app.storage.opening import get_store
-from app.tables import Checkpoint, Dataset, Run
+from app.tables import Dataset, Run
 from trainers.configs import (
     AnyStage,
     BatchConfig,
@@ -269,10 +269,8 @@ def _resolve_references(
 
 def _restore_checkpoint(run: Run, run_dir: Path) -> None:
     """Copy the run's last checkpoint into the run directory, from where the program resumes."""
-    latest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id, col(Checkpoint.resumable).is_(True))
-    latest = latest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc()).limit(1)
     with read_session() as session:
-        checkpoint = session.exec(latest).one_or_none()
+        checkpoint = find_resumed_checkpoint(session, run.id)
     if checkpoint is None:
         return
     source = get_store().fetch_folder(checkpoint.artifact, checkpoint.sha256)

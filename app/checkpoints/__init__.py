@@ -1,0 +1,1 @@
+"""Checkpoints of runs: their values and models, and what can be done with each of them."""
