@@ -39,6 +39,11 @@ VIEWS = [
         lambda runs: f"/jobs/{runs['ko-en-news'][0].job_id}",
         lambda runs: f"/api/v1/jobs/{runs['ko-en-news'][0].job_id}",
     ),
+    MeasuredView(
+        "checkpoints",
+        lambda runs: f"/runs/{runs['ko-en-news'][0].id}/checkpoints",
+        lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/checkpoints",
+    ),
 ]
 
 

@@ -19,7 +19,7 @@ from app.settings import get_settings
 from app.storage.database import get_engine
 from app.tables import Run
 from tests.e2e.platform import Platform, kill
-from tests.integration.app.web import seeded_jobs
+from tests.integration.app.web import seeded_jobs, seeded_results
 from tests.services import fail_or_skip
 
 CHROMIUM = "/usr/bin/chromium"
@@ -121,6 +121,7 @@ def seeded_service(folder: Path) -> Iterator[tuple[Platform, dict[str, list[Run]
             seeded_jobs.add_many_jobs(N_JOBS)
             runs = seeded_jobs.add_shown_jobs()
             seeded_jobs.add_metrics(runs["ko-en-news"][0], N_METRICS)
+            seeded_results.add_results(runs)
             platform.start_api()
             yield platform, runs
         finally:

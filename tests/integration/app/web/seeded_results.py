@@ -55,3 +55,8 @@ def add_model(run: Run) -> str:
         session.flush()
         session.get_one(Run, run.id).model_id = model.id
     return model.id
+
+
+def add_results(runs: dict[str, list[Run]]) -> None:
+    """Insert what the pages of results show of the jobs of `seeded_jobs.add_shown_jobs`."""
+    add_checkpoints(runs["ko-en-news"][0], 1000, every=10)
