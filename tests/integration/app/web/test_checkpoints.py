@@ -27,7 +27,8 @@ def reasons_of(text: str, step: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(RunStatus.running, "No checkpoint yet."), (RunStatus.succeeded, "has no checkpoints")]
+    ("status", "text"),
+    [(RunStatus.running, "No checkpoint yet."), (RunStatus.succeeded, "has no checkpoints")],
 )
 def test_a_run_without_checkpoints_says_when_there_are_some(
     browser: Browser, make_job: MakeJob, status: RunStatus, text: str
