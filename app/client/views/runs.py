@@ -65,6 +65,8 @@ class RemoteCheckpoint(ApiView):
     sha256: str
     size_bytes: int
     resumable: bool
+    metrics: dict[str, float | None]
+    model_id: str | None
     created_at: datetime
 
 
