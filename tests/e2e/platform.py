@@ -62,9 +62,10 @@ class Platform:
 
     def start_api(self, *arguments: str, command: list[str] | None = None) -> subprocess.Popen[bytes]:
         """Start an API without a worker and wait until it is ready."""
-        return self._start_api([*(command or ["-m", "app"]), "--no-worker", *arguments])
+        return self.start_command([*(command or ["-m", "app"]), "--no-worker", *arguments])
 
-    def _start_api(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def start_command(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a service by the arguments of Python, and wait until it is ready."""
         port = free_port()
         api = self.start([*command, "--port", str(port)], "api")
         self.base_url = f"http://127.0.0.1:{port}"
@@ -74,7 +75,7 @@ class Platform:
 
     def start_service(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start an API with its own worker, as a person does, and wait until it is ready."""
-        return self._start_api(["-m", "app", *arguments])
+        return self.start_command(["-m", "app", *arguments])
 
     def start_worker(
         self, name: str = "worker", queue: str = "cpu", *, prefix: Sequence[str] = (), **settings: str

@@ -70,7 +70,7 @@ def train(
             stages.append({"stage": "evaluate", "baseline": start, **scored})
         if deploy is not None:
             stages.append({"stage": "deploy", "model": {"stage": stage}, "deployment": deploy})
-        spec = {"name": name or f"{Path(data).stem}-{stage}", "stages": stages}
+        spec = {"name": name or Path(data).stem, "stages": stages}
         run_job(client, {**spec, "labels": parse_labels(labels or [])}, dry_run, detach, as_json)
 
 

@@ -62,7 +62,7 @@ def up(
 
     Options are those of `python -m app`, such as --port, --no-worker and --with-examples.
     """
-    _require_service("up")
+    _require_service("up", "app.__main__")
     process = subprocess.Popen(
         [sys.executable, "-m", "app", *context.args], stdout=subprocess.PIPE, text=True
     )
@@ -84,7 +84,7 @@ def up(
 
 def _make_delegate(name: str, module: str):  # type: ignore[no-untyped-def] # typer reads the signature
     def delegate(context: typer.Context) -> None:
-        _require_service(name)
+        _require_service(name, module)
         program = import_module(module)
         arguments = context.args if name == "worker" else [name, *context.args]
         program.run_command(arguments, prog_name="tunesmith worker" if name == "worker" else "tunesmith")
@@ -92,8 +92,9 @@ def _make_delegate(name: str, module: str):  # type: ignore[no-untyped-def] # ty
     return delegate
 
 
-def _require_service(command: str) -> None:
-    missing = [name for name in ("sqlmodel", "fastapi", "celery") if find_spec(name) is None]
+def _require_service(command: str, module: str) -> None:
+    needed = ("sqlmodel", "fastapi", "celery", module.partition(".")[0])
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ExtraMissing(
             f"`tunesmith {command}` is part of the service, whose packages are not installed: "
