@@ -63,18 +63,22 @@ cli.add_typer(models.get_cli, name="get", rich_help_panel="Work")
 service.add_operator_commands(cli)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(version("tunesmith"))  # noqa: T201 — the output of the option
+        raise typer.Exit
+
+
 @cli.callback()
 def _configure(
     url: Annotated[
         str | None, typer.Option(help="Address of the service. [default: TUNESMITH_URL, or that of login]")
     ] = None,
     show_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    if show_version:
-        print(version("tunesmith"))  # noqa: T201 — the output of the option
-        raise typer.Exit
     if url is not None:
         os.environ[URL_VARIABLE] = url
 

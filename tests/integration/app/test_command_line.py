@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ def test_an_error_has_its_exit_code_and_a_remedy(
 ) -> None:
     found = tunesmith(*arguments)
     assert (found[0], found[1]) == (code, "") and message in found[2] and "Traceback" not in found[2]
+
+
+def test_the_version_is_printed(tunesmith: Run) -> None:
+    code, output, _ = tunesmith("--version")
+    assert (code, output.strip()) == (0, version("tunesmith"))
 
 
 def test_a_login_is_stored_and_used(tunesmith: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
