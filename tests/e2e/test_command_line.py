@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,12 @@ class Shell:
             "XDG_CONFIG_HOME": str(folder),
         }
 
-    def __call__(self, command: str, code: int = 0, **variables: str) -> str:
+    def __call__(self, command: str, code: int = 0, variables: Mapping[str, str] | None = None) -> str:
         """Run a command that must end with this code; return its output."""
         ended = subprocess.run(
             ["bash", "-e", "-c", command],
             cwd=self._folder,
-            env=self._environment | variables,
+            env={**self._environment, **(variables or {})},
             capture_output=True,
             text=True,
         )
@@ -108,8 +108,8 @@ def test_the_steps_of_the_example_for_github_run_and_the_gate_decides(
     variables = {"BASE_MODEL": "starter", "MAX_STEPS": "5", "MARGIN": margin, "PR": "7", "COMMIT": f"c{code}"}
     steps = read_steps()
     for step in steps[:-1]:
-        shell(step, **variables)
-    shell(steps[-1], code=code, **variables)
+        shell(step, variables=variables)
+    shell(steps[-1], code=code, variables=variables)
     report = (tmp_path / "report.md").read_text()
     assert ("Gate met" if code == 0 else "Gate not met") in report and "| baseline |" in report
 
