@@ -9,7 +9,6 @@ import pytest
 from sqlmodel import col, select
 from starlette.testclient import TestClient
 
-from app.demos.examples import TEST, TRAIN
 from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.schemas import JobCreate
 from app.models.references import STARTER
@@ -17,7 +16,6 @@ from app.scheduling.queue import get_notifier
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Dataset, Event, Job, Model, ModelKind, Run, RunStatus, Worker
-from tests.integration.app.test_deployments import insert_row
 from trainers.configs import Queue, StageKind, StageLimits
 from trainers.data.formats import RowFormat
 
@@ -343,19 +341,6 @@ def test_a_dry_run_warns_of_rows_that_make_few_steps(
     warnings = [stage["warnings"] for stage in planned]
     assert warnings[0][0].startswith("The stage takes 1 optimizer step (3 rows, 16 a step, epochs 1)")
     assert warnings[1:] == [[], []]
-
-
-@pytest.mark.parametrize("name", JOB_EXAMPLES)
-def test_every_example_of_the_documentation_is_accepted_unchanged(
-    client: TestClient, make_dataset: Callable[..., Dataset], settings: Settings, name: str
-) -> None:
-    for dataset in (TRAIN, TEST):
-        make_dataset(dataset)
-    (settings.model_roots[0] / STARTER).mkdir(parents=True)
-    insert_row(name="starter")
-    client.put("/api/v1/aliases/starter-prod", json={"targets": [{"deployment": "starter"}]})
-    job = client.post("/api/v1/jobs", json=JOB_EXAMPLES[name]["value"])
-    assert job.status_code == 201, job.text
 
 
 @pytest.mark.parametrize("name", JOB_EXAMPLES)

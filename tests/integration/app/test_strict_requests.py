@@ -7,6 +7,8 @@ from starlette.testclient import TestClient
 
 from tests.application import built_app
 
+# A request is parsed before the database is used.
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 SFT = {"stage": "sft", "base": "starter", "dataset": "rows"}
 OPERATIONS = [
     (method, path)
