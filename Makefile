@@ -6,8 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A file's tests share processes and models, so a file stays in one of the parallel processes. Folders are started in
-# the order of the command, those of long files first: at the end the processes are idle for seconds.
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# the order of the command, those of long files first: at the end the processes are idle for seconds. The tests of e2e
+# take about equally long, so its files with the most tests are started first.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+IN_ORDER := $(PARALLEL) --no-loadscope-reorder
 FOLDERS := tests/integration tests/security tests/chaos tests/unit tests/contract
 COVERAGE := --cov=app --cov=workers --cov=trainers --cov=serving --cov-report=term:skip-covered
 
@@ -30,20 +32,20 @@ run: setup ## Keep the service up with the examples seeded; Swagger UI is at /do
 	@$(BIN)/python -m app --with-examples
 
 test: setup ## Run the test suite
-	$(BIN)/python -m pytest $(FOLDERS) $(PARALLEL)
+	$(BIN)/python -m pytest $(FOLDERS) $(IN_ORDER)
 	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
 
 coverage: setup ## Run the tests of all folders but e2e and print their coverage (half as long again)
-	$(BIN)/python -m pytest $(FOLDERS) $(PARALLEL) $(COVERAGE)
+	$(BIN)/python -m pytest $(FOLDERS) $(IN_ORDER) $(COVERAGE)
 
 unit: setup ## Run the tests that need no server, database or model
 	$(BIN)/python -m pytest tests/unit tests/contract
 
 integration: setup ## Run the tests of one package with real databases, processes and models
-	$(BIN)/python -m pytest tests/integration $(PARALLEL)
+	$(BIN)/python -m pytest tests/integration $(IN_ORDER)
 
 security: setup ## Run the attacks, and prove that each would be noticed
-	$(BIN)/python -m pytest tests/security $(PARALLEL)
+	$(BIN)/python -m pytest tests/security $(IN_ORDER)
 
 e2e: setup ## Run the tests of the whole product
 	$(BIN)/python -m pytest tests/e2e $(PARALLEL)

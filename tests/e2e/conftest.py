@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,12 @@ import pytest
 
 from tests.e2e.platform import ROOT, Platform
 from tests.services import RedisServer, postgres_url, redis
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Use one process more than cores: these tests wait for leases, signals and other processes."""
+    return (yield) + 1
 
 
 @pytest.fixture(scope="session")

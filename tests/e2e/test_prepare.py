@@ -3,8 +3,8 @@
 from tests.e2e.platform import Platform, sft_stage, wait_until
 
 
-def test_later_stages_train_and_evaluate_on_the_parts_of_prepare(platform: Platform) -> None:
-    platform.start_worker()
+def test_later_stages_train_and_evaluate_on_the_parts_of_prepare(team: Platform) -> None:
+    team.start_worker()
     split = {
         "stage": "prepare",
         "name": "parts",
@@ -18,8 +18,8 @@ def test_later_stages_train_and_evaluate_on_the_parts_of_prepare(platform: Platf
         "dataset": {"stage": "parts", "part": "test"},
         "max_new_tokens": 8,
     }
-    job = platform.submit(split, sft_stage(dataset={"stage": "parts"}, max_steps=4), evaluation)
-    ended = platform.wait_until_finished(job)
+    job = team.submit(split, sft_stage(dataset={"stage": "parts"}, max_steps=4), evaluation)
+    ended = team.wait_until_finished(job)
     assert ended["status"] == "succeeded", ended
     prepared, trained, evaluated = ended["runs"]
     assert (
@@ -29,9 +29,9 @@ def test_later_stages_train_and_evaluate_on_the_parts_of_prepare(platform: Platf
     assert 0 < shown["loss_token_count"] < shown["token_count"]
     parts = {part["part"]: part for part in prepared["result"]["datasets"]}
     assert parts["train"]["rows"] + parts["test"]["rows"] == 160
-    assert platform.get(f"/datasets/{parts['test']['id']}")["row_count"] == parts["test"]["rows"]
+    assert team.get(f"/datasets/{parts['test']['id']}")["row_count"] == parts["test"]["rows"]
     assert evaluated["result"]["n"] == parts["test"]["rows"]
-    model = platform.get(f"/models/{trained['model_id']}")
+    model = team.get(f"/models/{trained['model_id']}")
     assert (model["kind"], model["run_id"]) == ("adapter", trained["id"])
     assert model["dataset"]["id"] == parts["train"]["id"]
 
