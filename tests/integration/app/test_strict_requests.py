@@ -27,7 +27,7 @@ def test_an_unknown_query_parameter_is_named_with_the_known_ones_on_every_route(
     error = client.get("/api/v1/jobs", params={"statsu": "failed"}).json()["error"]
     assert error["message"] == (
         "The request is malformed. statsu: There is no such query parameter. "
-        "Known are: after, label, limit, name, status."
+        "Known are: after, label, limit, name, search, status."
     )
     unknown = client.get("/healthz?x=1").json()["error"]
     assert "takes no query parameters" in unknown["message"]

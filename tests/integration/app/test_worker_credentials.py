@@ -483,8 +483,19 @@ def start_script(url: str, script: str) -> Any:
     """Start a script in Redis that never ends, and return its connection once it blocks the server."""
     connection: Any = Redis.from_url(url).connection_pool.get_connection()
     connection.send_command("EVAL", script, 1, "cpu-x")
-    time.sleep(0.5)
+    with closing(Redis.from_url(url)) as user:
+        while not is_blocked(user):
+            time.sleep(0.05)
     return connection
+
+
+def is_blocked(user: Redis) -> bool:
+    try:
+        user.llen("cpu")
+    except RedisError as error:
+        assert "BUSY" in str(error), error
+        return True
+    return False
 
 
 def send(user: Redis, command: str) -> Any:
