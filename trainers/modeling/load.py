@@ -256,7 +256,8 @@ def forward_dtype(precision: Precision) -> torch.dtype:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Return the number of trainable parameters and of all parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    # DeepSpeed stores the size of a parameter that it has partitioned.
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 

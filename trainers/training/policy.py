@@ -1,6 +1,8 @@
 """The model to train, and its new adapter."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -10,6 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import Dropout
 from transformers import PreTrainedModel, Trainer
+from transformers.integrations import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.base import AdaptedModel
@@ -119,6 +122,9 @@ def _load_base(
         return load_adapter(model, config.base, is_trainable=False).merge_and_unload().requires_grad_(True)
 
     load_empty = partial(load_base, base, dtype, attention, placement="meta")
+    if partitions_while_loading(config):
+        with _partition_weights(dtype):
+            return load()
     if not is_sharded or quantization is not None or ranks_of_host() == 1:
         return load()
     if not is_merged and is_stored(Path(open_base(base)), load_empty()):
@@ -132,6 +138,41 @@ def check_speed_settings(config: TrainingConfig) -> None:
     check_kernels(config.kernels, device)
     if config.compile:
         check_compiler(device)
+
+
+def partitions_while_loading(config: TrainingConfig) -> bool:
+    """Return whether DeepSpeed partitions each weight when it is loaded; else it first needs it on each GPU.
+
+    It cannot merge an adapter into weights that are partitioned, nor quantize them.
+    """
+    is_lora = isinstance(config.tuning, LoraTuning)
+    return (
+        config.processes > 1
+        and config.parallelism is Parallelism.zero3
+        and (is_lora or not isinstance(config.base, AdaptedModel))
+        and not (isinstance(config.tuning, LoraTuning) and config.tuning.quantization)
+    )
+
+
+@contextmanager
+def _partition_weights(dtype: torch.dtype) -> Iterator[None]:
+    """Let transformers load a model of which each process holds its shard, on its device (ZeRO-3).
+
+    The first process reads the weights, and each has one module whole at a time.
+    """
+    # transformers finds it as long as it exists. The arguments of the Trainer create the one of the training.
+    settings = HfDeepSpeedConfig(
+        {
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": dtype is torch.bfloat16},
+            "fp16": {"enabled": dtype is torch.float16},
+            "zero_optimization": {"stage": 3},
+        }
+    )
+    try:
+        yield
+    finally:
+        del settings
 
 
 def build_empty_policy(config: TrainingConfig) -> PreTrainedModel | PeftModel:
@@ -207,13 +248,21 @@ def adapter_rank(config: TrainingConfig) -> int:
 def cast_adapter_to_fp32(trainer: T) -> T:
     """Cast the adapter to fp32: TRL gives that of a quantized base bf16, which rounds small updates away.
 
-    Under autocast its inputs stay as they are.
+    Under autocast its inputs stay as they are. Where DeepSpeed has partitioned the base, the adapter gets its
+    dtype: DeepSpeed itself keeps an fp32 copy of what it trains.
     """
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    parameters = list(trainer.model.parameters())
+    dtype = next((parameter.dtype for parameter in parameters if is_partitioned(parameter)), torch.float32)
+    for parameter in parameters:
+        if parameter.requires_grad and not is_partitioned(parameter):
+            parameter.data = parameter.data.to(dtype)
     skip_casts_under_autocast(trainer.model)
     return trainer
+
+
+def is_partitioned(parameter: torch.nn.Parameter) -> bool:
+    """Return whether this process holds a shard of a parameter, by DeepSpeed's ZeRO-3."""
+    return hasattr(parameter, "ds_id")
 
 
 class CastsOutsideAutocast:

@@ -91,8 +91,8 @@ def count_host_bytes(
     if config.devices > 1 and settings.parallelism is Parallelism.fsdp2 and not settings.quantized:
         # The first rank converts the base for all.
         parts["base"] = shape.parameters * (FP32_BYTES if is_full else width)
-    elif config.devices > 1 and settings.parallelism in (Parallelism.zero2, Parallelism.zero3):
-        # DeepSpeed trains in the format of the passes.
+    elif config.devices > 1 and settings.parallelism is Parallelism.zero2:
+        # DeepSpeed trains in the format of the passes; with ZeRO-3 it partitions weights as they are read.
         parts["base"] = shape.parameters * width
     if is_full and settings.parallelism is Parallelism.fsdp2:
         # The shards of a checkpoint are copied, and written while training continues; of several hosts, the

@@ -27,7 +27,8 @@ SHAPE = ModelShape(
     [
         ("full", Parallelism.fsdp2, 4000, 12000),
         ("lora", Parallelism.fsdp2, 2000, 0),
-        ("full", Parallelism.zero3, 2000, 0),
+        ("full", Parallelism.zero2, 2000, 0),
+        ("full", Parallelism.zero3, 0, 0),
         ("lora", Parallelism.ddp, 0, 0),
     ],
 )
