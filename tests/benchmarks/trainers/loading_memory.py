@@ -29,6 +29,7 @@ from trainers.configs import parse_stage
 from trainers.runtime import run_dir as files
 from trainers.runtime.launch_command import build_command
 from trainers.training import policy
+from trainers.training.schedule import ScheduleMixin
 
 SAMPLE_SECONDS = 0.02
 MIB = 1 << 20
@@ -99,7 +100,7 @@ def sample_rank() -> None:
     module, sys.argv = sys.argv[1], [sys.argv[1], *sys.argv[2:]]
     report: dict[str, Any] = {"samples": []}
     is_done = threading.Event()
-    load, train, schedule = policy.load_policy, SFTTrainer.train, SFTTrainer.create_scheduler
+    load, train, schedule = policy.load_policy, SFTTrainer.train, ScheduleMixin.create_scheduler
 
     def sample() -> None:
         while not is_done.wait(SAMPLE_SECONDS):
@@ -128,7 +129,7 @@ def sample_rank() -> None:
 
     policy.load_policy = load_policy  # type: ignore[assignment]
     # The Trainer creates the schedule when the weights are sharded.
-    SFTTrainer.train, SFTTrainer.create_scheduler = mark_loaded, mark_sharded
+    SFTTrainer.train, ScheduleMixin.create_scheduler = mark_loaded, mark_sharded
     if os.environ["CASE"] == "before":
         policy.is_stored = lambda *_: True  # type: ignore[attr-defined]
     shard_on_cpu()
