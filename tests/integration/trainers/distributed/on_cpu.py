@@ -5,7 +5,6 @@ torch's launcher starts it in place of the program:
 """
 
 import json
-import os
 import re
 import runpy
 import sys
@@ -18,6 +17,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
+from trainers.runtime.ranks import current_rank
 from trainers.training import policy
 
 REPORT = "processes.json"
@@ -44,7 +44,7 @@ def report_copies(run_dir: Path) -> None:
     def load_policy(*arguments: Any) -> Any:
         model = original(*arguments)
         report = {"copied": sum(p.nbytes for p in model.parameters() if not is_mapped(p))}
-        (run_dir / f"{os.environ['RANK']}-{LOADED}").write_text(json.dumps(report))
+        (run_dir / f"{current_rank()}-{LOADED}").write_text(json.dumps(report))
         return model
 
     policy.load_policy = load_policy  # type: ignore[assignment]
