@@ -22,7 +22,7 @@ from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 EXAMPLE = ROOT / "docs/examples/github-action"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

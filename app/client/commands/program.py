@@ -7,8 +7,9 @@ service does not respond or refuses the key; 4 a wait has timed out; 130 Ctrl-C.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,22 @@ cli = typer.Typer(
     epilog="Exit codes: 0 success, 1 a job, a gate or a file has failed, 2 the command is wrong, 3 the "
     "service is unavailable or refuses the key, 4 timeout, 130 Ctrl-C.",
 )
+
+
+def _explain_interruption(function: Callable[..., None]) -> Callable[..., None]:
+    """Print what continues after Ctrl-C: typer itself would exit without a word."""
+
+    @wraps(function)
+    def command(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except WaitInterrupted as stopped:
+            note(stopped.message)
+            raise typer.Exit(ExitCode.interrupted) from None
+
+    return command
+
+
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"up": service.up, "login": account.login, "logout": account.logout, "status": account.status},
     "Work": {
@@ -57,7 +74,9 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 for _panel, _commands in COMMANDS.items():
     for _name, _function in _commands.items():
         _settings = service.PASS_ON if _name == "up" else None
-        cli.command(_name, rich_help_panel=_panel, context_settings=_settings)(_function)
+        cli.command(_name, rich_help_panel=_panel, context_settings=_settings)(
+            _explain_interruption(_function)
+        )
 cli.add_typer(data.data_cli, name="data", rich_help_panel="Work")
 cli.add_typer(models.get_cli, name="get", rich_help_panel="Work")
 service.add_operator_commands(cli)
@@ -90,11 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ClientError as error:
         print_error(error)
         sys.exit(exit_code_of(error))
-    except WaitInterrupted as stopped:
-        note(stopped.message)
-        sys.exit(ExitCode.interrupted)
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.interrupted)
     except BrokenPipeError:
         # The reader, such as `head`, has what it wants.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

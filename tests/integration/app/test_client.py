@@ -104,7 +104,7 @@ def test_waiting_ends_in_time_or_by_ctrl_c_and_leaves_the_job(
     job = client.jobs.create(name="waited", stages=[PREPARE])
     with pytest.raises(WaitTimeout, match="continues"):
         job.wait(timeout=0.1)
-    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
     with pytest.raises(WaitInterrupted, match=f"tunesmith logs -f {job.id}"):
         job.wait()
     assert job.refresh().status == "queued"

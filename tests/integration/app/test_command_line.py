@@ -4,8 +4,10 @@ Method: call `main` as the script does, against a service without a worker.
 """
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -116,6 +118,14 @@ def test_an_error_has_its_exit_code_and_a_remedy(
 ) -> None:
     found = tunesmith(*arguments)
     assert (found[0], found[1]) == (code, "") and message in found[2] and "Traceback" not in found[2]
+
+
+def test_ctrl_c_leaves_the_job_and_names_the_command_that_follows_it(tunesmith: Run) -> None:
+    job = tunesmith("train", "data/rows.jsonl", "--base", "org/none", "--detach")[1].strip()
+    threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+    code, _, errors = tunesmith("logs", "-f", job)
+    assert code == 130 and f"tunesmith logs -f {job}" in errors
+    assert json.loads(tunesmith("job", job, "--json")[1])["status"] == "queued"
 
 
 def test_the_version_is_printed(tunesmith: Run) -> None:
