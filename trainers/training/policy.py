@@ -1,5 +1,6 @@
 """The model to train, and its new adapter."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ from trainers.modeling.architecture import (
     MAMBA_KERNEL_LAYERS,
     MAMBA_TYPES,
     build_empty_model,
-    list_layers,
     name_experts,
 )
 from trainers.modeling.attention.choice import describe_package, pick_attention
@@ -45,7 +45,7 @@ from trainers.modeling.load import (
     pick_device,
 )
 from trainers.modeling.model_source import open_base
-from trainers.modeling.multimodal.encoders import exclude_encoders, freeze_encoders
+from trainers.modeling.multimodal.encoders import exclude_encoders, freeze_encoders, text_modules
 from trainers.modeling.quantization.nf4 import quantization_config
 from trainers.modeling.shared_weights import is_stored, share_weights
 from trainers.runtime import run_dir as files
@@ -57,7 +57,9 @@ FP16_NOTICE = (
     "steps whose gradients overflow are skipped. If the loss is not finite, set precision to fp32."
 )
 
-ROUTERS: Final = r".*\.router(\..*)?"
+# Linear layers that all-linear leaves out, because engines have no adapters for them: the router of experts in
+# Gemma 4.
+UNSERVED_LAYERS: Final = (r".*\.router\.proj",)
 
 T = TypeVar("T", bound=Trainer)
 
@@ -226,14 +228,18 @@ def _choose_layers(tuning: LoraTuning, model: PreTrainedModel) -> dict[str, Any]
         return {"target_modules": targets, "exclude_modules": encoders}
     if model.config.model_type in MAMBA_TYPES:
         return {"target_modules": targets, "exclude_modules": list(MAMBA_KERNEL_LAYERS)}
-    excluded = [encoders] if encoders else []
-    # The routers of most experts are no linear layers, and engines have no adapters for those of Gemma 4.
-    excluded += [ROUTERS] if any(name.endswith(".router") for name, _ in model.named_modules()) else []
-    # With all-linear, the names of layers of the encoders would be among those in the adapter's config.
-    return {
-        "target_modules": list_layers(model) if encoders else targets,
-        "exclude_modules": "|".join(excluded) or None,
-    }
+    layers = [
+        name
+        for name, module in text_modules(model).items()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+    ]
+    unserved = [pattern for pattern in UNSERVED_LAYERS if any(re.fullmatch(pattern, name) for name in layers)]
+    if not unserved and encoders is None:
+        return {"target_modules": targets, "exclude_modules": None}
+    excluded = "|".join([*unserved, *([encoders] if encoders else [])])
+    # With all-linear, the names of the excluded layers would be among those in the adapter's config.
+    kept = {name.rpartition(".")[2] for name in layers if re.fullmatch(excluded, name) is None}
+    return {"target_modules": sorted(kept), "exclude_modules": excluded}
 
 
 def adapter_rank(config: TrainingConfig) -> int:
