@@ -57,9 +57,9 @@ FP16_NOTICE = (
     "steps whose gradients overflow are skipped. If the loss is not finite, set precision to fp32."
 )
 
-# Linear layers that all-linear leaves out, because engines have no adapters for them: the router of experts in
-# Gemma 4.
-UNSERVED_LAYERS: Final = (r".*\.router\.proj",)
+# Linear layers that all-linear leaves out: the router of experts in Gemma 4. Those of other models are not
+# linear layers, so they have no adapter either.
+ROUTERS: Final = (r".*\.router\.proj",)
 
 T = TypeVar("T", bound=Trainer)
 
@@ -233,10 +233,10 @@ def _choose_layers(tuning: LoraTuning, model: PreTrainedModel) -> dict[str, Any]
         for name, module in text_modules(model).items()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
     ]
-    unserved = [pattern for pattern in UNSERVED_LAYERS if any(re.fullmatch(pattern, name) for name in layers)]
-    if not unserved and encoders is None:
+    routers = [pattern for pattern in ROUTERS if any(re.fullmatch(pattern, name) for name in layers)]
+    if not routers and encoders is None:
         return {"target_modules": targets, "exclude_modules": None}
-    excluded = "|".join([*unserved, *([encoders] if encoders else [])])
+    excluded = "|".join([*routers, *([encoders] if encoders else [])])
     # With all-linear, the names of the excluded layers would be among those in the adapter's config.
     kept = {name.rpartition(".")[2] for name in layers if re.fullmatch(excluded, name) is None}
     return {"target_modules": sorted(kept), "exclude_modules": excluded}
