@@ -10,12 +10,14 @@ from app.web import static_files
 from app.web.errors import install_page_errors
 from app.web.mount import PagesMount
 from app.web.views import account, checkpoints, jobs
+from app.web.views.runs import page as runs
 from serving.http.limits import MAX_BODY_BYTES
 
 VIEWS = (
     account,
     jobs,
     checkpoints,
+    runs,
 )
 
 

@@ -84,7 +84,7 @@ def load_state(request: Request, view: LiveView[State]) -> tuple[State, Visitor]
 def stream_view(request: Request, view: LiveView[Any], version: str) -> StreamingResponse:
     """Return the stream of a page that was rendered from the parts with this version."""
     stopping: threading.Event = request.app.state.stopping
-    return event_stream(_stream_changes(request, view, version, stopping))
+    return event_stream(open_stream(Poll(request, view, version), stopping))
 
 
 def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
@@ -99,16 +99,6 @@ def make_event(name: str, data: str = "", id: str | None = None) -> bytes:
     if id is not None:
         lines.insert(0, f"id: {id}")
     return ("\n".join(lines) + "\n\n").encode()
-
-
-async def _stream_changes(
-    request: Request, view: LiveView[State], version: str, stopping: threading.Event
-) -> AsyncIterator[bytes]:
-    yield f"retry: {RETRY_MILLISECONDS}\n\n".encode() + make_event("hello", files_hash())
-    poll = Poll(request, view, version)
-    async for events in poll_until_stopped(poll.read, stopping):
-        for event in events:
-            yield event
 
 
 class Poll(Generic[State]):
@@ -132,6 +122,14 @@ class Poll(Generic[State]):
             return ()
         html = parts.render_changes(before)
         return (make_event("parts", html),) if html else ()
+
+
+async def open_stream(poll: Poll[Any], stopping: threading.Event) -> AsyncIterator[bytes]:
+    """Yield the events of a stream, which begins with the version of the static files."""
+    yield f"retry: {RETRY_MILLISECONDS}\n\n".encode() + make_event("hello", files_hash())
+    async for events in poll_until_stopped(poll.read, stopping):
+        for event in events:
+            yield event
 
 
 async def poll_until_stopped(

@@ -4,10 +4,15 @@ from typing import NamedTuple
 
 
 class NavigationItem(NamedTuple):
-    """A link of the navigation; it is current on every path below its own."""
+    """A link of the navigation; it is current on every path below its own and the other ones."""
 
     path: str
     name: str
+    others: tuple[str, ...] = ()
+
+    def is_current(self, address: str) -> bool:
+        """Return whether an address belongs to the view."""
+        return address.startswith((self.path, *self.others))
 
 
-NAVIGATION = (NavigationItem("/jobs", "jobs"),)
+NAVIGATION = (NavigationItem("/jobs", "jobs", others=("/runs",)),)

@@ -63,6 +63,7 @@ def get_environment(language: Language) -> Environment:
         "htmx_config": HTMX_CONFIG,
         "assets": files_hash(),
         "now": lambda: utc_now().isoformat(timespec="milliseconds"),
+        "metric_names": partial(_metric_names, language),
         "duration_form": partial(_duration_form, language),
     }
     return environment
@@ -91,6 +92,12 @@ def render_macro(language: Language, template: str, macro: str, *arguments: Any,
 def render_partial(target: str, html: str, swap: str = "outerMorph") -> str:
     """Return HTML that htmx puts into the place of the element with an id."""
     return f'<hx-partial hx-target="#{target}" hx-swap="{swap}">{html}</hx-partial>'
+
+
+def _metric_names(language: Language) -> dict[str, str]:
+    """Return the names of metrics that the language has, by the names that programs use."""
+    texts = load_texts(language).items()
+    return {key.removeprefix("metrics."): str(text) for key, text in texts if key.startswith("metrics.")}
 
 
 def _duration_form(language: Language, name: str) -> str:

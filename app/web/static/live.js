@@ -17,11 +17,6 @@ export function onEvent(name, listener) {
   source?.addEventListener(name, handle);
 }
 
-/** Sets the id of the last event that the page has, from which the stream begins. */
-export function startAfter(id) {
-  lastId = id;
-}
-
 export function startLive() {
   onEvent("parts", (html) => swap(html));
   onEvent("hello", (assets) => {
@@ -31,6 +26,8 @@ export function startLive() {
   onEvent("away", () => show("away"));
   onEvent("back", () => show("live"));
   onEvent("ping", () => {});
+  onEvent("position", () => {});
+  lastId = element()?.dataset.after ?? null;
   onEvent("gone", () => location.reload());
   onEvent("logged-out", () => location.reload());
   document.addEventListener("visibilitychange", () => (document.hidden ? pause() : open()));
