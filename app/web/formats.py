@@ -74,9 +74,10 @@ def format_elapsed(start: datetime | None, end: datetime | None, t: Translate) -
         return "–"
     if end is not None:
         return format_duration((end - start).total_seconds(), t)
-    since = start.astimezone(UTC).isoformat(timespec="milliseconds")
-    shown = format_duration((datetime.now(UTC) - start).total_seconds(), t)
-    return Markup('<time data-since="{}">{}</time>').format(since, shown)
+    utc = start.astimezone(UTC)
+    # Not the time until now: a part would change each second.
+    since = utc.isoformat(timespec="milliseconds")
+    return Markup('<time data-since="{}">{} UTC –</time>').format(since, utc.strftime("%H:%M"))
 
 
 def format_value(value: Any) -> str:

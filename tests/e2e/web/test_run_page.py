@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: curves and log that grow, and a run that ends while the page sleeps."""
+"""The page of a run in a browser: curves and log that grow, and a run that ends while the page sleeps."""
 
 from playwright.sync_api import expect
 

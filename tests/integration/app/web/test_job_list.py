@@ -75,7 +75,8 @@ def test_a_thousand_jobs_are_pages(browser: Browser) -> None:
 
 def request_of(browser: Browser) -> Request:
     """Return a request of the browser as a stream of it has it."""
-    headers = [(b"host", b"127.0.0.1"), (b"cookie", b"x=y")]
+    cookies = "; ".join(f"{name}={value}" for name, value in browser.client.cookies.items())
+    headers = [(b"host", b"127.0.0.1"), (b"cookie", cookies.encode())]
     scope = {"type": "http", "method": "GET", "path": "/jobs/stream", "headers": headers, "scheme": "http"}
     return Request({**scope, "client": ("127.0.0.1", 5), "query_string": b"", "state": {}})
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.runs import lifecycle
+from app.runs import lifecycle, points
 from app.runs.main_metric import extend_summary
-from app.runs.points import list_last_lines
+from app.runs.points import list_last_lines, list_points
 from app.storage.database import read_session, transaction
 from app.tables import Run, RunStatus
 from app.web.live import LiveView
@@ -62,9 +62,9 @@ def test_ten_thousand_points_arrive_in_parts(browser: Browser) -> None:
     seeded_jobs.add_metrics(run, 10_000)
     after, steps = 0, []
     while after is not None:
-        points = browser.get(f"/runs/{run.id}/points?after={after}").json()
-        steps += [row[1] for row in points["rows"]]
-        after = points["next"]
+        part = browser.get(f"/runs/{run.id}/points?after={after}").json()
+        steps += [row[1] for row in part["rows"]]
+        after = part["next"]
     assert len(steps) == 10_020 and sorted(steps) == steps
 
 
@@ -79,8 +79,8 @@ def test_a_stream_continues_where_the_page_ends(browser: Browser) -> None:
     assert poll.read() == ()
     seeded_jobs.add_metrics(run, 2, from_step=40)
     events = poll.read()
-    (points,) = named(events, "points")
-    assert {row[1] for row in json.loads(points)["rows"]} == {40, 41}
+    (added,) = named(events, "points")
+    assert {row[1] for row in json.loads(added)["rows"]} == {40, 41}
     assert json.loads(named(events, "log")[0])[0].startswith("step 40 of 2")
     assert any(event.startswith(f"id: {run.event_seq}\n".encode()) for event in events)
     assert 'hx-target="#run-progress"' in named(events, "parts")[0]
@@ -94,7 +94,7 @@ def test_a_reconnected_stream_neither_misses_nor_repeats_an_event(browser: Brows
     second = poll_of(browser, run.id, first._seq)
     seen += json.loads(named(second.read(), "points")[0])["rows"]
     with read_session() as session:
-        expected = [point.seq for point in page.points.list_points(session, run.id, 1, 5000)[0]]
+        expected = [point.seq for point in list_points(session, run.id, 1, 5000)[0]]
     assert [row[0] for row in seen] == expected
 
 
@@ -114,7 +114,7 @@ def test_a_log_without_lines_among_the_newest_events_is_not_searched_to_its_begi
 ) -> None:
     run = seeded_jobs.add_shown_jobs()["ko-en-news"][0]
     seeded_jobs.add_metrics(run, 60)
-    monkeypatch.setattr(page.points, "MAX_SEARCHED_EVENTS", 10)
+    monkeypatch.setattr(points, "MAX_SEARCHED_EVENTS", 10)
     with read_session() as session:
         lines, last = list_last_lines(session, run.id, 500)
     assert (len(lines), last) == (3, run.event_seq)
