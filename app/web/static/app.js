@@ -53,8 +53,11 @@ export function notify(text) {
 }
 
 async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Without TLS there is no clipboard; the old way still works.
+  try {
+    return await navigator.clipboard.writeText(text);
+  } catch {
+    // Without TLS there is no clipboard, or it is not allowed; the old way still works.
+  }
   const area = document.createElement("textarea");
   area.value = text;
   document.body.append(area);

@@ -46,7 +46,7 @@ def test_a_run_that_ends_while_the_page_sleeps_shows_its_end(pages: Pages) -> No
     page = pages.open(f"/runs/{run.id}")
     set_hidden(page, hidden=True)
     with transaction() as session:
-        error = {"code": "program_failed", "message": "The program ended.", "hint": "Read the log."}
+        error = {"code": "program_killed", "message": "The program ended.", "hint": "Read the log."}
         lifecycle.move(session, run.id, RunStatus.failed, values={"error": error})
     set_hidden(page, hidden=False)
     expect(page.locator("h1")).to_contain_text("Failed")
@@ -54,7 +54,9 @@ def test_a_run_that_ends_while_the_page_sleeps_shows_its_end(pages: Pages) -> No
 
 
 def test_the_config_can_be_copied(pages: Pages) -> None:
-    page = pages.open(f"/runs/{pages.runs['ko-en-news'][0].id}", permissions=["clipboard-read"])
+    page = pages.open(
+        f"/runs/{pages.runs['ko-en-news'][0].id}", permissions=["clipboard-read", "clipboard-write"]
+    )
     page.locator('[data-copy="config"]').click()
     expect(page.locator('[data-copy="config"]')).to_have_text("Copied")
     assert '"stage": "sft"' in page.evaluate("navigator.clipboard.readText()")

@@ -103,7 +103,7 @@ def test_a_run_that_ended_meanwhile_is_shown_as_it_is(browser: Browser, make_job
     poll = poll_of(browser, run.id, 0)
     poll.read()
     with transaction() as session:
-        error = {"code": "program_failed", "message": "It failed.", "hint": "Fix it."}
+        error = {"code": "program_killed", "message": "It failed.", "hint": "Fix it."}
         lifecycle.move(session, run.id, RunStatus.failed, values={"error": error})
     (parts,) = named(poll.read(), "parts")
     assert "Failed" in parts and "Fix it." in parts
