@@ -18,6 +18,8 @@ def format_number(value: float | None) -> str:
         return "–"
     if value == round(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
+    if 1e5 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
     if not 1e-3 <= abs(value) < 1e5:
         mantissa, _, exponent = f"{value:.3e}".partition("e")
         return f"{mantissa}e{int(exponent)}"

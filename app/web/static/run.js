@@ -48,6 +48,7 @@ async function load() {
       const points = await response.json();
       curves.add(points);
       after = points.next;
+      curves.draw();
     } catch {
       root.querySelector("p")?.replaceChildren(root.dataset.failed);
       await new Promise((resolve) => setTimeout(resolve, 3000));

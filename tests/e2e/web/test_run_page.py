@@ -13,7 +13,7 @@ N_CHARTS = 4
 
 
 def test_the_page_of_a_run_is_accessible_at_every_width_in_both_themes(pages: Pages) -> None:
-    pages.look(f"/runs/{pages.runs['ko-en-news'][0].id}", "run")
+    pages.look(f"/runs/{pages.runs['ko-en-news'][0].id}", "run", ready=".u-wrap")
 
 
 def test_the_page_of_a_failed_run_shows_the_fix(pages: Pages) -> None:
