@@ -23,9 +23,7 @@ class CurvePoint(NamedTuple):
     values: dict[str, float | None]
 
 
-def list_points(
-    session: Session, run_id: str, after: int, limit: int
-) -> tuple[list[CurvePoint], int | None]:
+def list_points(session: Session, run_id: str, after: int, limit: int) -> tuple[list[CurvePoint], int | None]:
     """Return the points after an event, and the number after which the next ones follow, or None."""
     get_run(session, run_id)
     statement = select(col(Event.seq), col(Event.step), col(Event.created_at), col(Event.data)).where(
