@@ -7,7 +7,7 @@ from sqlmodel import Session, col
 
 from app.checkpoints.schemas import CheckpointView
 from app.http.paging import PageQuery, paginate_newest_first
-from app.runs.main_metric import PREFERRED, MainMetricView, MetricChoice
+from app.runs.curves.main_metric import PREFERRED, MainMetricView, MetricChoice
 from app.runs.service import get_run
 from app.tables import Checkpoint, Event, EventType, FineTuningCheckpoint, FineTuningJob, Run, RunStatus
 

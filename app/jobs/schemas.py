@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.jobs.graph.status import find_deciding_run
-from app.runs.main_metric import MainMetricView, find_main_metric
+from app.runs.curves.main_metric import MainMetricView, find_main_metric
 from app.runs.schemas import ErrorView, RunView, RunWarningView, eta_seconds, progress
 from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, GateOutcome, Queue, StageKind

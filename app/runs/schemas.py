@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.runs.main_metric import MetricSummaryView
+from app.runs.curves.main_metric import MetricSummaryView
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import GateOutcome, Queue, StageKind
 from trainers.configs.backends.choice import BackendChoice, describe_backend

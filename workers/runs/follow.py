@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.runs.attempt_outcome import NewEvent
-from app.runs.main_metric import extend_summary
+from app.runs.curves.main_metric import extend_summary
 from app.tables import EventType
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import MetricsEvent, ProgramEvent, ResumedEvent, WarningEvent

@@ -15,7 +15,7 @@ from app.checkpoints.uses import CheckpointUseState, list_uses
 from app.deployments.schemas import DeploymentCreate
 from app.deployments.service import create_deployment
 from app.http.paging import PageQuery
-from app.runs.main_metric import MainMetricView
+from app.runs.curves.main_metric import MainMetricView
 from app.runs.schemas import RunSummaryView, run_summary_view
 from app.runs.service import get_run
 from app.storage.database import ReadSession, WriteSession

@@ -11,7 +11,8 @@ from app.downloads.response import download_response
 from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.actions import ActionState
-from app.runs import files, points, service
+from app.runs import files, service
+from app.runs.curves import points
 from app.runs.schemas import RunView, RunWarningView
 from app.settings import get_settings
 from app.storage.database import ReadSession

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import Request
 
-from app.runs import points
-from app.runs.points import CurvePoint
+from app.runs.curves import points
+from app.runs.curves.points import LoggedPoint
 from app.storage.database import read_session
 from app.tables import EventType
 from app.web.live import LiveView, Poll, make_event, open_stream
@@ -34,7 +34,7 @@ class RunPoll(Poll[Any]):
         self._seq = events[-1].seq
         frames = []
         of_metrics = [event for event in events if event.type is EventType.metrics]
-        found = [CurvePoint(event.seq, event.step, event.created_at, event.data) for event in of_metrics]
+        found = [LoggedPoint(event.seq, event.step, event.created_at, event.data) for event in of_metrics]
         if found:
             frames.append(make_event("points", encode_points(found, None)))
         lines = [line for event in events if event.type is EventType.log for line in event.data["lines"]]
@@ -51,7 +51,7 @@ async def stream_run(poll: RunPoll, stopping: threading.Event) -> AsyncIterator[
         yield event
 
 
-def encode_points(found: Sequence[CurvePoint], following: int | None) -> str:
+def encode_points(found: Sequence[LoggedPoint], following: int | None) -> str:
     """Return points as JSON: the names of the columns, and a row for each point.
 
     Each row begins with the number of the event, the step and the time in seconds.

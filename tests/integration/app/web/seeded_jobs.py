@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.runs.main_metric import extend_summary
+from app.runs.curves.main_metric import extend_summary
 from app.storage.database import insert_rows, transaction
 from app.tables import Event, EventType, Job, JobLabel, Run, RunStatus, Worker
 from app.tables.base import new_id, new_row, utc_now

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from app.runs import lifecycle, points
-from app.runs.main_metric import extend_summary
-from app.runs.points import list_last_lines, list_points
+from app.runs import lifecycle
+from app.runs.curves import points
+from app.runs.curves.main_metric import extend_summary
+from app.runs.curves.points import list_last_lines, list_points
 from app.storage.database import read_session, transaction
 from app.tables import Run, RunStatus
 from app.web.live import LiveView

@@ -14,7 +14,7 @@ from app.tables import Event, EventType
 MAX_SEARCHED_EVENTS = 20_000
 
 
-class CurvePoint(NamedTuple):
+class LoggedPoint(NamedTuple):
     """The values of one step."""
 
     seq: int
@@ -23,14 +23,16 @@ class CurvePoint(NamedTuple):
     values: dict[str, float | None]
 
 
-def list_points(session: Session, run_id: str, after: int, limit: int) -> tuple[list[CurvePoint], int | None]:
+def list_points(
+    session: Session, run_id: str, after: int, limit: int
+) -> tuple[list[LoggedPoint], int | None]:
     """Return the points after an event, and the number after which the next ones follow, or None."""
     get_run(session, run_id)
     statement = select(col(Event.seq), col(Event.step), col(Event.created_at), col(Event.data)).where(
         col(Event.run_id) == run_id, col(Event.seq) > after, col(Event.type) == EventType.metrics
     )
     rows = session.execute(statement.order_by(col(Event.seq)).limit(limit + 1)).all()
-    points = [CurvePoint(*row) for row in rows[:limit]]
+    points = [LoggedPoint(*row) for row in rows[:limit]]
     return points, points[-1].seq if len(rows) > limit else None
 
 
