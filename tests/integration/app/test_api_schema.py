@@ -5,7 +5,6 @@ checks on every response: no status 5xx, no undocumented status, no content that
 """
 
 import os
-from functools import cache
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from hypothesis.strategies import one_of
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from app.keys import service
 from app.keys.schemas import KeyCreate
@@ -64,12 +62,6 @@ def has_whole_float(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-@cache
-def load_schema(document: str) -> OpenApiSchema:
-    """Return a document of the application, which takes a fifth of a test to load."""
-    return schemathesis.openapi.from_asgi(document, built_app())
-
-
 @pytest.fixture
 def headers(settings: Settings) -> dict[str, str]:
     """Return the header of an admin's key."""
@@ -80,8 +72,7 @@ def headers(settings: Settings) -> dict[str, str]:
 
 @pytest.mark.parametrize(("document", "method", "path"), OPERATIONS)
 def test_every_response_is_documented(headers: dict[str, str], document: str, method: str, path: str) -> None:
-    configured_app()
-    schema = load_schema(document)
+    schema = schemathesis.openapi.from_asgi(document, configured_app())
     modes = [GenerationMode.POSITIVE] if path in ANY_PARAMETER else list(GenerationMode)
     is_semantic = document == OPENAI or path in SEMANTIC or path.startswith("/api/v1/aliases")
     left_out = SEMANTIC_CHECK if is_semantic or not THOROUGH else []
