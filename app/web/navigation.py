@@ -15,4 +15,7 @@ class NavigationItem(NamedTuple):
         return address.startswith((self.path, *self.others))
 
 
-NAVIGATION = (NavigationItem("/jobs", "jobs", others=("/runs",)),)
+NAVIGATION = (
+    NavigationItem("/jobs", "jobs", others=("/runs",)),
+    NavigationItem("/evaluations", "evaluations", others=("/leaderboard",)),
+)

@@ -40,6 +40,11 @@ VIEWS = [
         lambda runs: f"/api/v1/jobs/{runs['ko-en-news'][0].job_id}",
     ),
     MeasuredView(
+        "evaluations",
+        lambda _: "/evaluations",
+        lambda _: "/api/v1/evaluations",
+    ),
+    MeasuredView(
         "checkpoints",
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/checkpoints",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/checkpoints",

@@ -125,7 +125,7 @@ def seeded_service(folder: Path) -> Iterator[tuple[Platform, dict[str, list[Run]
             seeded_jobs.add_many_jobs(N_JOBS)
             runs = seeded_jobs.add_shown_jobs()
             seeded_jobs.add_metrics(runs["ko-en-news"][0], N_METRICS)
-            seeded_results.add_results(runs)
+            seeded_results.add_results(runs, folder)
             platform.start_api()
             yield platform, runs
         finally:

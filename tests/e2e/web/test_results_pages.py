@@ -1,7 +1,30 @@
 """The pages of results in a real browser: accessibility, widths, themes and languages."""
 
+from app.evaluations.service import EvaluationFilters, list_evaluations
+from app.http.paging import PageQuery
+from app.storage.database import read_session
 from tests.e2e.web.conftest import Pages
 
 
 def test_the_checkpoints_of_a_run_are_accessible_at_every_width(pages: Pages) -> None:
     pages.look(f"/runs/{pages.runs['ko-en-news'][0].id}/checkpoints?step=10000", "checkpoints")
+
+
+def find_evaluation() -> str:
+    """Return the id of the evaluation that has a baseline."""
+    with read_session() as session:
+        found, _ = list_evaluations(session, PageQuery(), EvaluationFilters(model="ko-en-tuned"))
+    return str(found[0].id)
+
+
+def test_an_evaluation_is_accessible_at_every_width(pages: Pages) -> None:
+    pages.look(f"/evaluations/{find_evaluation()}", "evaluation")
+
+
+def test_a_filter_of_rows_is_in_the_url(pages: Pages) -> None:
+    page = pages.open(f"/evaluations/{find_evaluation()}")
+    page.get_by_label("Worse").check()
+    page.wait_for_url("**filter=lost*")
+    assert page.locator(".change-won").count() == 0 and page.locator(".change-lost").count() == 20
+    page.reload()
+    assert page.get_by_label("Worse").is_checked()

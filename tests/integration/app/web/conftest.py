@@ -15,9 +15,9 @@ from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Scope
 from tests.application import configured_app
-from tests.integration.app.conftest import make_job, make_worker, settings, sqlite
+from tests.integration.app.conftest import make_dataset, make_job, make_worker, settings, sqlite
 
-__all__ = ["make_job", "make_worker", "settings", "sqlite"]
+__all__ = ["make_dataset", "make_job", "make_worker", "settings", "sqlite"]
 
 
 @pytest.fixture
