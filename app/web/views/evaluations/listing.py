@@ -70,8 +70,7 @@ def evaluation_query(
     after: Annotated[str | None, Query(pattern=r"^evaluation_[0-9a-z]{26}$")] = None,
 ) -> EvaluationQuery:
     """Return the filters of a request."""
-    fields = (text.strip() for text in (dataset, model, metric, job, run))
-    return EvaluationQuery(*fields, after=after)
+    return EvaluationQuery(dataset.strip(), model.strip(), metric.strip(), job.strip(), run.strip(), after)
 
 
 Filters = Annotated[EvaluationQuery, Depends(evaluation_query)]

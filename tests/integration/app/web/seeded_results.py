@@ -89,8 +89,17 @@ def add_evaluations(folder: Path, n_rows: int, *, name: str = "ko-en-news") -> l
     run = _new_run(job, 0, StageKind.evaluate, result.model_dump(mode="json"))
     gate = _new_run(job, 1, StageKind.gate, {"stage": "gate", "met": True, "message": GATE_MESSAGE})
     published = get_store().publish_folder(path, f"evaluations/{run.id}/1")
-    common = {"job_id": job.id, "run_id": run.id, "rows_sha256": hash_keys(path / INDEX), "metric": METRIC}
-    stored = {"artifact": published.key, "sha256": published.sha256, "size_bytes": published.size_bytes}
+    common: dict[str, Any] = {
+        "job_id": job.id,
+        "run_id": run.id,
+        "rows_sha256": hash_keys(path / INDEX),
+        "metric": METRIC,
+    }
+    stored: dict[str, Any] = {
+        "artifact": published.key,
+        "sha256": published.sha256,
+        "size_bytes": published.size_bytes,
+    }
     evaluations = [
         Evaluation(
             **common,
@@ -144,7 +153,12 @@ def _make_result(values: dict[str, list[float]]) -> EvaluationResult:
     for model in result.models:
         score = model.scores[0]
         score.interval_95 = (score.value - 0.04, score.value + 0.04)
-        chrf = {"metric": "chrf", "value": 40 + 30 * score.value, "interval_95": None, "n": n_rows}
+        chrf: dict[str, Any] = {
+            "metric": "chrf",
+            "value": 40 + 30 * score.value,
+            "interval_95": None,
+            "n": n_rows,
+        }
         model.scores.append(Score(**chrf, signature="chrf|version:2"))
     result.differences = [
         _make_difference(METRIC, result, (0.10, 0.21)),
