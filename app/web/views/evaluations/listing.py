@@ -14,7 +14,7 @@ from app.evaluations.service import EvaluationFilters, list_evaluations
 from app.http.paging import PageQuery
 from app.storage.database import ReadSession
 from app.web.live import LiveView, Parts, stream_view
-from app.web.plots import PlotScale, fit_scale
+from app.web.plots.scale import PlotScale, fit_scale
 from app.web.rendering import render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 

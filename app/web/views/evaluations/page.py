@@ -22,7 +22,7 @@ from app.http.paging import PageQuery
 from app.jobs.service import list_runs
 from app.storage.database import read_session
 from app.tables import Run
-from app.web.plots import PlotScale, fit_scale
+from app.web.plots.scale import PlotScale, fit_scale
 from app.web.rendering import render_page
 from app.web.visitor import view_router
 from trainers.configs import StageKind

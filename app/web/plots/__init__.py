@@ -1,0 +1,1 @@
+"""The geometry of plots that are drawn as SVG."""
