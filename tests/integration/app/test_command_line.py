@@ -30,8 +30,13 @@ FAULTY = "question,answer\nWhat is 1 + 1?,2\n,3\nWhat is 2 + 2?,4,5\n"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("service"), "--no-worker") as (_, address):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with serving(folder, "--no-worker") as (_, address):
         yield address
 
 
@@ -122,7 +127,7 @@ def test_an_error_has_its_exit_code_and_a_remedy(
 
 def test_ctrl_c_leaves_the_job_and_names_the_command_that_follows_it(tunesmith: Run) -> None:
     job = tunesmith("train", "data/rows.jsonl", "--base", "org/none", "--detach")[1].strip()
-    threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+    threading.Timer(1.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
     code, _, errors = tunesmith("logs", "-f", job)
     assert code == 130 and f"tunesmith logs -f {job}" in errors
     assert json.loads(tunesmith("job", job, "--json")[1])["status"] == "queued"
@@ -142,7 +147,7 @@ def test_a_login_is_stored_and_used(tunesmith: Run, url: str, monkeypatch: pytes
     assert status["url"] == url and status["caller"]["scopes"] == ["admin"]
 
 
-def test_the_commands_of_operators_are_reached_through_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tunesmith", "keys", "create", "--name", "me", "--scope", "admin"]
-    created = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
-    assert created.returncode == 0 and created.stdout.startswith("ts_"), created.stderr
+def test_the_commands_of_operators_are_reached_through_it(folder: Path, url: str) -> None:
+    command = [sys.executable, "-m", "tunesmith", "keys", "revoke", "key_none"]
+    revoked = subprocess.run(command, env=environment(folder), cwd=folder, capture_output=True, text=True)
+    assert revoked.returncode == 1 and "There is no" in revoked.stderr, revoked.stderr
