@@ -10,6 +10,8 @@ from app.web import static_files
 from app.web.errors import install_page_errors
 from app.web.mount import PagesMount
 from app.web.views import account, checkpoints, jobs
+from app.web.views.comparisons import evaluations as evaluation_comparisons
+from app.web.views.comparisons import runs as run_comparisons
 from app.web.views.evaluations import listing as evaluation_list
 from app.web.views.evaluations import page as evaluation_page
 from app.web.views.runs import page as runs
@@ -22,6 +24,8 @@ VIEWS = (
     runs,
     evaluation_list,
     evaluation_page,
+    evaluation_comparisons,
+    run_comparisons,
 )
 
 

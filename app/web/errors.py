@@ -1,10 +1,12 @@
 """Errors of pages: a page for a person, a notice for a form that htmx has sent, or the login."""
 
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import BaseModel, ValidationError
 
 from app.http.error_responses import CONVERTED_ERRORS, as_http_error, headers_of, list_field_errors
 from app.http.errors import HttpError, UnprocessableContent
@@ -13,6 +15,8 @@ from app.web.rendering import render_macro, render_page, render_partial
 from app.web.visitor import SAFE_METHODS, current_visitor, identify
 from serving.http.errors import ApiError
 from trainers.runtime.error_codes import ErrorCode
+
+Form = TypeVar("Form", bound=BaseModel)
 
 RETRY_SECONDS = 5
 # Statuses with a title of their own.
@@ -28,6 +32,15 @@ def install_page_errors(app: FastAPI) -> None:
         app.add_exception_handler(error, _handle_http_exception)
     # The middleware of the API logs the exception, which is raised again.
     app.add_exception_handler(Exception, _handle_exception)
+
+
+def parse_form(model: type[Form], /, **values: Any) -> Form:
+    """Return what a form asks for; raises RequestValidationError for values that a request may not have."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(errors, body=values) from error
 
 
 def error_page(request: Request, error: HttpError) -> Response:

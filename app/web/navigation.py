@@ -18,4 +18,5 @@ class NavigationItem(NamedTuple):
 NAVIGATION = (
     NavigationItem("/jobs", "jobs", others=("/runs",)),
     NavigationItem("/evaluations", "evaluations", others=("/leaderboard",)),
+    NavigationItem("/comparisons", "comparisons", others=("/compare",)),
 )

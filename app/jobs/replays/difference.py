@@ -19,6 +19,14 @@ def compare_jobs(a: str, runs_a: Sequence[Run], b: str, runs_b: Sequence[Run]) -
     return JobDifferenceView(a=a, b=b, stages=stages, omitted=_shorten(stages))
 
 
+def compare_configs(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Return the fields that differ between the configs of runs, each with its value in every run."""
+    configs = [dict(_flatten(run.config)) for run in runs]
+    fields = dict.fromkeys(field for config in configs for field in config)
+    rows = [(field, [config.get(field) for config in configs]) for field in fields]
+    return [row for row in rows if any(value != row[1][0] for value in row[1])][:MAX_DIFFERENCES]
+
+
 def _compare_runs(name: str, a: Run | None, b: Run | None) -> StageDifference:
     inputs_a, inputs_b = (run.inputs if run is not None else None for run in (a, b))
     if inputs_a is None or inputs_b is None:

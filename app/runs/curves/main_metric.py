@@ -52,6 +52,16 @@ PREFERRED = (
 )
 
 
+def choose_value(name: str) -> MetricChoice:
+    """Return which value of a metric is its best: by its name, as programs choose the names."""
+    plain = name.removeprefix("validation_")
+    if plain.endswith(("loss", "perplexity")):
+        return MetricChoice.lowest
+    if plain.startswith("reward") or plain.endswith("accuracy"):
+        return MetricChoice.highest
+    return MetricChoice.last
+
+
 def extend_summary(
     summary: Mapping[str, Any], values: Mapping[str, float | None], step: int
 ) -> dict[str, dict[str, float | int]]:

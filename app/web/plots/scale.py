@@ -15,12 +15,21 @@ class PlotScale:
 
     def place(self, value: float) -> str:
         """Return the position of a value from the left edge."""
-        share = (value - self.low) / (self.high - self.low)
-        return f"{100 * min(1.0, max(0.0, share)):.2f}%"
+        return f"{100 * self.share(value):.2f}%"
+
+    def share(self, value: float) -> float:
+        """Return the position of a value between 0 and 1."""
+        return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
     def contains(self, value: float) -> bool:
         """Return whether a value is on the scale."""
         return self.low <= value <= self.high
+
+
+def draw_line(steps: Iterable[float], values: Iterable[float], x: PlotScale, y: PlotScale) -> str:
+    """Return the points of a line in a plot that is 1000 wide and 300 high."""
+    points = zip(steps, values, strict=True)
+    return " ".join(f"{1000 * x.share(step):.1f},{300 * (1 - y.share(value)):.1f}" for step, value in points)
 
 
 def fit_scale(values: Iterable[float | None]) -> PlotScale:

@@ -19,6 +19,7 @@ from app.runs.curves.main_metric import MainMetricView
 from app.runs.schemas import RunSummaryView, run_summary_view
 from app.runs.service import get_run
 from app.storage.database import ReadSession, WriteSession
+from app.web.errors import parse_form
 from app.web.live import LiveView, Parts, stream_view
 from app.web.rendering import render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
@@ -88,7 +89,8 @@ def deploy_checkpoint(
 ) -> Response:
     """Deploy the model of a checkpoint under a name."""
     assert visitor.caller is not None
-    create_deployment(session, DeploymentCreate(name=name, model=model), visitor.caller.key_id)
+    body = parse_form(DeploymentCreate, name=name, model=model)
+    create_deployment(session, body, visitor.caller.key_id)
     return RedirectResponse(f"/runs/{run_id}/checkpoints?{urlencode({'step': step})}", 303)
 
 

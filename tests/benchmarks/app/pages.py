@@ -44,6 +44,12 @@ VIEWS = [
         lambda _: "/evaluations",
         lambda _: "/api/v1/evaluations",
     ),
+    MeasuredView("comparisons", lambda _: "/comparisons", lambda _: "/api/v1/comparisons"),
+    MeasuredView(
+        "two runs",
+        lambda runs: f"/compare?run={runs['ko-en-news'][0].id}&run={runs['ko-en-news-lr-sweep'][0].id}",
+        lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/metrics?limit=200",
+    ),
     MeasuredView(
         "checkpoints",
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/checkpoints",

@@ -28,3 +28,8 @@ def test_a_filter_of_rows_is_in_the_url(pages: Pages) -> None:
     assert page.locator(".change-won").count() == 0 and page.locator(".change-lost").count() == 20
     page.reload()
     assert page.get_by_label("Worse").is_checked()
+
+
+def test_compared_runs_are_accessible_at_every_width(pages: Pages) -> None:
+    runs = [pages.runs[name][0].id for name in ("ko-en-news", "ko-en-news-lr-sweep")]
+    pages.look(f"/compare?run={runs[0]}&run={runs[1]}", "compared-runs")

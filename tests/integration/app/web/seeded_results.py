@@ -2,6 +2,7 @@
 
 import random
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from app.storage.database import insert_rows, transaction
 from app.storage.opening import get_store
 from app.tables import (
     Checkpoint,
+    Comparison,
     Evaluation,
     EvaluationScore,
     Event,
@@ -139,11 +141,41 @@ def add_many_evaluations(like: Evaluation, count: int) -> None:
         session.add_all(_new_score(row) for row in rows)
 
 
+def add_comparison(evaluations: Sequence[Evaluation]) -> Comparison:
+    """Insert the comparison of two evaluations, in a job with a gate that is met."""
+    values = {each.role: [each.scores[0]["value"]] for each in evaluations}
+    result = _make_result(values)
+    for model, evaluation in zip(result.models, evaluations, strict=True):
+        model.model = evaluation.model
+    job = Job(name="comparison")
+    run = _new_run(job, 0, StageKind.compare, {})
+    gate = _new_run(job, 1, StageKind.gate, {"stage": "gate", "met": True, "message": GATE_MESSAGE})
+    first = evaluations[0]
+    comparison = Comparison(
+        job_id=job.id,
+        run_id=run.id,
+        evaluations=[each.id for each in evaluations],
+        n=first.n,
+        result=result.model_dump(mode="json"),
+        artifact=first.artifact,
+        sha256=first.sha256,
+        size_bytes=first.size_bytes,
+    )
+    with transaction() as session:
+        session.add(job)
+        session.flush()
+        session.add_all([run, gate])
+        session.flush()
+        session.add(comparison)
+    return comparison
+
+
 def add_results(runs: dict[str, list[Run]], folder: Path) -> dict[str, str]:
     """Insert what the pages of results show, and return ids by name."""
     add_checkpoints(runs["ko-en-news"][0], 1000, every=10)
     model, base = add_evaluations(folder, 500)
     add_many_evaluations(base, 1000)
+    add_comparison([model, base])
     return {"evaluation": model.id, "baseline": base.id}
 
 
@@ -185,7 +217,7 @@ def _make_difference(
         method="mcnemar",
         wins=138,
         losses=62,
-        ties=result.n - 200,
+        ties=abs(result.n - 200),
         verdict="better" if is_decided else "undecided",
     )
 

@@ -69,6 +69,13 @@ def test_only_the_model_of_the_last_step_can_be_deployed(browser: Browser, make_
     assert "“tuned” is starting" in browser.get(path_of(run)).text
 
 
+def test_a_deployment_with_an_unusable_name_is_refused(browser: Browser, make_job: MakeJob) -> None:
+    (run,) = make_job(RunStatus.succeeded)
+    fields = {"model": "model_1", "name": "No Name", "step": "100"}
+    refused = browser.post(path_of(run, "/deploy"), page=path_of(run), **fields)
+    assert refused.status_code == 422 and "name" in refused.text
+
+
 def test_a_selected_checkpoint_shows_a_spec_that_evaluates_it(browser: Browser, make_job: MakeJob) -> None:
     (run,) = make_job(RunStatus.running)
     seeded_results.add_checkpoints(run, 2)

@@ -1,0 +1,142 @@
+"""Runs next to each other: curves in one plot, best and last values, and what their configs differ in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Query, Request, Response
+from sqlmodel import Session
+
+from app.http.paging import PageQuery
+from app.jobs.replays.difference import compare_configs
+from app.runs.curves.main_metric import MetricChoice, MetricSummaryView, choose_value
+from app.runs.curves.overlay import RunCurve, choose_metric, list_metrics, read_curve
+from app.runs.listing import RunFilters, list_runs
+from app.runs.schemas import RunSummaryView, run_summary_view
+from app.runs.service import get_run
+from app.storage.database import ReadSession
+from app.web.live import LiveView, Parts, stream_view
+from app.web.plots.scale import PlotScale, draw_line, fit_scale
+from app.web.rendering import render_macro, render_page
+from app.web.visitor import CurrentVisitor, Visitor, view_router
+
+PARTS = "comparisons/parts.jinja"
+# As many lines can be told from each other in a plot.
+MAX_RUNS = 6
+
+router = view_router()
+
+RunIds = Annotated[list[str] | None, Query(max_length=20)]
+Metric = Annotated[str, Query(max_length=200)]
+After = Annotated[str | None, Query(pattern=r"^run_[0-9a-z]{26}$")]
+Version = Annotated[str, Query(max_length=64)]
+
+
+@dataclass(frozen=True)
+class ComparedRuns:
+    """The chosen runs, their curves of one metric, and what they differ in."""
+
+    runs: Sequence[RunSummaryView]
+    metrics: Sequence[str]
+    metric: str | None
+    curves: Sequence[RunCurve]
+    summaries: Sequence[Mapping[str, MetricSummaryView]]
+    configs: Sequence[tuple[str, Sequence[Any]]]
+
+    @property
+    def steps(self) -> PlotScale:
+        """The scale of the steps, which begins at 0."""
+        last = max((curve.steps[-1] for curve in self.curves if curve.steps), default=1)
+        return PlotScale(0, max(last, 1))
+
+    @property
+    def values(self) -> PlotScale:
+        """The scale of the values."""
+        return fit_scale(value for curve in self.curves for value in curve.values)
+
+    def draw(self, curve: RunCurve) -> str:
+        """Return the points of a curve."""
+        return draw_line(curve.steps, curve.values, self.steps, self.values)
+
+    def choice(self, metric: str) -> MetricChoice:
+        """Return which value of a metric is its best one."""
+        return choose_value(metric)
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """The runs from which some are chosen, newest first."""
+
+    runs: Sequence[RunSummaryView]
+    next: str | None
+
+
+@router.get("/compare")
+def compare_runs(
+    request: Request,
+    session: ReadSession,
+    visitor: CurrentVisitor,
+    run: RunIds = None,
+    metric: Metric = "",
+    after: After = None,
+) -> Response:
+    """Compare runs, and let others be chosen."""
+    ids = list(dict.fromkeys(run or []))[:MAX_RUNS]
+    view = _compare_view(ids, metric)
+    state = view.load(session)
+    found, following = list_runs(session, PageQuery(after=after), RunFilters())
+    choice = RunChoice([run_summary_view(each) for each in found], following)
+    return render_page(
+        request,
+        "comparisons/runs.jinja",
+        state=state,
+        parts=view.render(state, visitor),
+        choice=choice,
+        query=_query(ids, metric),
+        more=_query(ids, metric, after=following),
+        limit=MAX_RUNS,
+    )
+
+
+@router.get("/compare/stream")
+def stream_compared(
+    request: Request, run: RunIds = None, metric: Metric = "", version: Version = ""
+) -> Response:
+    """Stream the curves and values that change."""
+    return stream_view(request, _compare_view(list(run or [])[:MAX_RUNS], metric), version)
+
+
+def _query(ids: Sequence[str], metric: str, **more: str | None) -> str:
+    pairs = [("run", run_id) for run_id in ids] + [("metric", metric), *more.items()]
+    return urlencode([(name, value) for name, value in pairs if value])
+
+
+def _compare_view(ids: Sequence[str], metric: str) -> LiveView[ComparedRuns]:
+    def load(session: Session) -> ComparedRuns:
+        runs = [get_run(session, run_id) for run_id in ids]
+        metrics = list_metrics(runs)
+        chosen = metric if metric in metrics else choose_metric(metrics)
+        return ComparedRuns(
+            runs=[run_summary_view(run) for run in runs],
+            metrics=metrics,
+            metric=chosen,
+            curves=[read_curve(session, run, chosen) for run in runs] if chosen else [],
+            summaries=[
+                {name: MetricSummaryView.model_validate(each) for name, each in (run.metrics or {}).items()}
+                for run in runs
+            ],
+            configs=compare_configs(runs),
+        )
+
+    def render(state: ComparedRuns, visitor: Visitor) -> Parts:
+        language = visitor.language
+        return Parts(
+            {
+                "compared-runs": render_macro(language, PARTS, "compared_runs", state),
+                "curves": render_macro(language, PARTS, "curves", state),
+                "values": render_macro(language, PARTS, "values", state),
+            }
+        )
+
+    return LiveView(load, render)
