@@ -1,12 +1,12 @@
 """Datasets over HTTP."""
 
-import sys
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.datasets import service
+from app.datasets.reception import MAX_REQUEST_BYTES, receive_dataset
 from app.datasets.schemas import (
     UPLOAD_FORM,
     DatasetRowView,
@@ -15,7 +15,6 @@ from app.datasets.schemas import (
     PreviewCreate,
     summary_view,
 )
-from app.datasets.upload import csv_options, receive_upload, upload_folder, upload_name
 from app.downloads.response import download_response, download_responses
 from app.evaluations import leaderboard
 from app.evaluations.schemas import LeaderboardView
@@ -38,23 +37,14 @@ SAME_CONTENT: dict[int | str, dict[str, Any]] = {
 }
 
 
-# The size of an upload has a setting, which `receive_upload` checks.
 @router.post(
-    "", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM, max_body_size=sys.maxsize
+    "", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM, max_body_size=MAX_REQUEST_BYTES
 )
 async def upload_dataset(request: Request, response: Response) -> DatasetView:
     """Upload a file and validate every row of it; CSV, Parquet and JSON arrays become JSON Lines."""
-    settings = get_settings()
-    with upload_folder(settings.data_dir / "uploads") as folder:
-        upload = await receive_upload(request, folder, settings.max_upload_bytes)
-        file, name, options = upload.files[-1], upload_name(upload), csv_options(upload)
-        dataset, exists = await run_in_threadpool(
-            service.create_from_upload, file, name, options, settings.max_upload_bytes
-        )
-    if exists:
-        await run_in_threadpool(service.keep_without_files, dataset.id)
-    response.status_code = 200 if exists else 201
-    return await run_in_threadpool(service.load_view, dataset.id)
+    received = await receive_dataset(request, get_settings())
+    response.status_code = 200 if received.exists else 201
+    return await run_in_threadpool(service.load_view, received.id)
 
 
 @router.get("")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, String, cast, or_, select
+from sqlalchemy import ColumnElement, String, cast, func, or_, select
 from sqlmodel import Session, col
 
 from app.tables import FINISHED, Dataset, Evaluation, Model, Run
@@ -14,21 +14,32 @@ from trainers.configs.references import find_references
 
 INPUT_ID = re.compile(r"\b(?:dataset|evaluation|model)_[0-9a-hjkmnp-tv-z]{26}\b")
 MAX_LISTED = 100
+MAX_SEARCHED_RUNS = 10_000
 
 
 def list_unfinished_jobs(session: Session, input_id: str) -> list[str]:
-    """Return the ids of unfinished jobs of which a stage reads or has produced the dataset or model.
+    """Return the ids of unfinished jobs of which a stage reads or has produced the dataset or model."""
+    unfinished = select(col(Run.job_id)).where(col(Run.status).not_in(FINISHED))
+    statement = select(col(Run.job_id)).where(col(Run.job_id).in_(unfinished), mentions(input_id))
+    return list(session.scalars(statement.distinct().order_by(col(Run.job_id)).limit(MAX_LISTED)))
+
+
+def mentions(input_id: str) -> ColumnElement[bool]:
+    """Return the condition for runs that read or have produced a dataset or model.
 
     An id has 26 random characters, so a search in the text of the config finds it and nothing else.
     """
-    unfinished = select(col(Run.job_id)).where(col(Run.status).not_in(FINISHED))
-    mentions = or_(
+    return or_(
         cast(Run.config, String).contains(input_id, autoescape=True),
         cast(Run.result, String).contains(input_id, autoescape=True),
         col(Run.model_id) == input_id,
     )
-    statement = select(col(Run.job_id)).where(col(Run.job_id).in_(unfinished), mentions)
-    return list(session.scalars(statement.distinct().order_by(col(Run.job_id)).limit(MAX_LISTED)))
+
+
+def is_recent() -> ColumnElement[bool]:
+    """Return the condition for the newest runs: no index finds an id in a config, so a search reads each."""
+    oldest = select(col(Run.id)).order_by(col(Run.id).desc()).offset(MAX_SEARCHED_RUNS).limit(1)
+    return col(Run.id) >= func.coalesce(oldest.scalar_subquery(), "")
 
 
 def is_trained_on(dataset_id: str) -> ColumnElement[bool]:

@@ -10,6 +10,7 @@ from sqlmodel import Session, col
 from app.http.errors import UnprocessableContent
 from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs.graph.status import decides
+from app.jobs.inputs import is_recent, mentions
 from app.jobs.schemas import JobSummaryView, summary_view
 from app.tables import Job, JobLabel, Run, RunStatus
 
@@ -42,9 +43,23 @@ def list_jobs(
     if search:
         statement = statement.where(*_contain(search))
     jobs, after = paginate_newest_first(session, statement, key, paging)
+    return _summarize(session, jobs), after
+
+
+def list_jobs_of_input(session: Session, input_id: str, limit: int) -> list[JobSummaryView]:
+    """Return the newest jobs of which a stage reads or has produced a dataset or model.
+
+    Of a service with more than 10,000 runs, only the newest of them are searched.
+    """
+    ids = select(col(Run.job_id)).where(is_recent(), mentions(input_id)).distinct()
+    jobs = session.scalars(select(Job).where(col(Job.id).in_(ids)).order_by(col(Job.id).desc()).limit(limit))
+    return _summarize(session, jobs.all())
+
+
+def _summarize(session: Session, jobs: Sequence[Job]) -> list[JobSummaryView]:
     runs = _runs_by_job(session, [job.id for job in jobs])
     # A job without runs was deleted after it was read.
-    return [summary_view(job, runs[job.id]) for job in jobs if runs[job.id]], after
+    return [summary_view(job, runs[job.id]) for job in jobs if runs[job.id]]
 
 
 def _build_query(filters: Sequence[Filter]) -> tuple[Select[Job], Any]:

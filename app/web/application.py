@@ -15,6 +15,9 @@ from app.web.views.comparisons import runs as run_comparisons
 from app.web.views.evaluations import listing as evaluation_list
 from app.web.views.evaluations import page as evaluation_page
 from app.web.views.runs import page as runs
+from app.web.views.datasets import listing as dataset_list
+from app.web.views.datasets import page as dataset_page
+from app.web.views.datasets import upload as dataset_upload
 from serving.http.limits import MAX_BODY_BYTES
 
 VIEWS = (
@@ -26,6 +29,9 @@ VIEWS = (
     evaluation_page,
     evaluation_comparisons,
     run_comparisons,
+    dataset_list,
+    dataset_upload,
+    dataset_page,
 )
 
 

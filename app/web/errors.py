@@ -1,7 +1,7 @@
 """Errors of pages: a page for a person, a notice for a form that htmx has sent, or the login."""
 
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -67,12 +67,18 @@ def _ask_for_login(request: Request) -> Response:
     if request.headers.get("sec-fetch-site") == "cross-site" and not identify(request).has_cookie:
         # The cookie is not sent when another site links to a page. The page that this one loads gets it.
         return render_page(request, "account/enter.jinja", address_to_enter=here)
-    login = "/login" if here == "/" else f"/login?{urlencode({'next': here})}"
     if "hx-request" in request.headers:
-        return Response(status_code=401, headers={"HX-Redirect": "/login"})
+        # The page that has sent the request; the login accepts paths of this service only.
+        page = urlsplit(request.headers.get("hx-current-url", ""))
+        here = f"{page.path}?{page.query}" if page.query else page.path
+        return Response(status_code=401, headers={"HX-Redirect": _login_for(here)})
     if request.method not in SAFE_METHODS or "text/html" not in request.headers.get("accept", ""):
         return Response("log in first", 401, media_type="text/plain")
-    return RedirectResponse(login, 303)
+    return RedirectResponse(_login_for(here), 303)
+
+
+def _login_for(page: str) -> str:
+    return "/login" if page in ("", "/") else f"/login?{urlencode({'next': page})}"
 
 
 def _handle_http_error(request: Request, error: Exception) -> Response:

@@ -17,6 +17,7 @@ class NavigationItem(NamedTuple):
 
 NAVIGATION = (
     NavigationItem("/jobs", "jobs", others=("/runs",)),
+    NavigationItem("/datasets", "datasets"),
     NavigationItem("/evaluations", "evaluations", others=("/leaderboard",)),
     NavigationItem("/comparisons", "comparisons", others=("/compare",)),
 )

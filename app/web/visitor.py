@@ -7,6 +7,7 @@ API keys nobody logs in, by the same rule as in the API (`app.http.auth`).
 import hashlib
 import hmac
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -127,11 +128,16 @@ async def check_form(request: Request) -> None:
     if request.method in SAFE_METHODS:
         return
     OWN_ORIGIN.check(request.method, dict(request.headers.raw))
-    visitor = current_visitor(request)
     given = request.headers.get(CSRF_HEADER)
     content_type = request.headers.get("content-type", "")
     if given is None and content_type.startswith("application/x-www-form-urlencoded"):
         given = str((await request.form()).get(CSRF_FIELD, ""))
+    check_token(request, given)
+
+
+def check_token(request: Request, given: str | None) -> None:
+    """Raise FormRejected if a form's token is not that of this visitor's pages."""
+    visitor = current_visitor(request)
     if not visitor.has_cookie or not hmac.compare_digest((given or "").encode(), visitor.csrf.encode()):
         raise FormRejected(
             "The form is not from a page that you have open, or its login has ended.",
@@ -139,14 +145,28 @@ async def check_form(request: Request) -> None:
         )
 
 
-def view_router(read: Scope = Scope.read, write: Scope = Scope.write) -> APIRouter:
+async def check_upload(request: Request) -> None:
+    """Raise CrossSiteRequest for an upload from another site; its route checks the token.
+
+    Without scripts the token is a field of the form, which is read to disk as it arrives.
+    """
+    OWN_ORIGIN.check(request.method, dict(request.headers.raw))
+    if (given := request.headers.get(CSRF_HEADER)) is not None:
+        check_token(request, given)
+
+
+def view_router(
+    read: Scope = Scope.read,
+    write: Scope = Scope.write,
+    check: Callable[[Request], Awaitable[None]] = check_form,
+) -> APIRouter:
     """Return the router of a view: every route needs a login and a scope, and every change a valid form."""
 
     async def check_scope(request: Request, visitor: CurrentVisitor) -> None:
         assert visitor.caller is not None
         visitor.caller.require(read if request.method in SAFE_METHODS else write)
 
-    return APIRouter(dependencies=[Depends(check_form), Depends(check_scope)])
+    return APIRouter(dependencies=[Depends(check), Depends(check_scope)])
 
 
 def set_session_cookie(response: Response, visitor: Visitor) -> None:

@@ -15,6 +15,7 @@ from app.tables import Run
 from tests.benchmarks.app.load import time_call
 from tests.benchmarks.report import format_milliseconds, p50, print_table
 from tests.e2e.web.conftest import seeded_service
+from tests.integration.app.web import seeded_datasets
 
 MAX_RATIO = 3.0
 Runs = dict[str, list[Run]]
@@ -65,6 +66,17 @@ VIEWS = [
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/points?after=0",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/metrics?limit=200",
     ),
+    MeasuredView("dataset list", lambda _: "/datasets", lambda _: "/api/v1/datasets"),
+    MeasuredView(
+        "dataset",
+        lambda _: f"/datasets/{seeded_datasets.add_dataset()}",
+        lambda _: f"/api/v1/datasets/{seeded_datasets.add_dataset()}",
+    ),
+    MeasuredView(
+        "dataset rows",
+        lambda _: f"/datasets/{seeded_datasets.add_dataset()}/rows",
+        lambda _: f"/api/v1/datasets/{seeded_datasets.add_dataset()}/rows?limit=20",
+    ),
 ]
 
 
@@ -77,6 +89,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="tunesmith-pages-") as folder,
         seeded_service(Path(folder) / "service") as (platform, runs),
     ):
+        seeded_datasets.add_many_datasets(1000)
         address = urlsplit(platform.base_url)
         assert address.hostname is not None
         connection = http.client.HTTPConnection(address.hostname, address.port)
