@@ -51,7 +51,7 @@ def test_a_chosen_file_is_uploaded_and_its_faults_are_shown(pages: Pages, tmp_pa
     page.set_input_files("#upload-file", file)
     page.get_by_role("button", name="Upload").click()
     page.wait_for_url("**/datasets/dataset_*")
-    expect(page.get_by_role("heading", name="1 fault")).to_be_visible()
+    expect(page.locator("#faults-title")).to_have_text("1 fault")
     expect(page.locator(".fault-table")).to_contain_text("completion")
     assert pages.messages == []
 

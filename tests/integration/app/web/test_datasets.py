@@ -57,7 +57,7 @@ def test_an_upload_without_its_token_stores_nothing(browser: Browser, fields: di
 def test_a_fault_is_shown_with_line_field_reason_and_fix(browser: Browser) -> None:
     dataset_id = seeded_datasets.add_faulty_dataset()
     shown = browser.get(f"/datasets/{dataset_id}").text
-    cells = re.findall(r'data-label="(?:Line|Field)">\s*(?:<code>)?([^<]*)', shown)
+    cells = re.findall(r'data-label="(?:Row|Field)">\s*(?:<code>)?([^<]*)', shown)
     assert "2" in cells and "completion" in cells
     assert "Jobs cannot use this file" in shown
     assert "2 faults" in browser.get("/datasets").text
