@@ -11,7 +11,7 @@ from sqlmodel import Session
 from app.datasets import service
 from app.datasets.fault_table import render_fault_table
 from app.datasets.previews import DatasetPreview, load_preview
-from app.datasets.schemas import DatasetView, PreviewCreate
+from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate
 from app.downloads.response import download_response
 from app.http.paging import PageQuery
 from app.jobs.listing import list_jobs_of_input
@@ -84,7 +84,8 @@ def show_rows(
 ) -> Response:
     """Show rows as they are stored and as conversations; no session is open while the file is read."""
     dataset = service.load_view(dataset_id)
-    rows, following, error = [], None, None
+    rows: list[DatasetRowView] = []
+    following, error = None, None
     try:
         rows, following = service.list_rows(dataset_id, after, ROWS_PER_PAGE)
     except ArtifactCorrupt as damaged:

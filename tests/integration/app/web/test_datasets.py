@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import httpx2
 import pytest
 
 from app.storage.database import transaction
@@ -14,12 +15,17 @@ MakeJob = Callable[..., list[Run]]
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
 
-def send_file(browser: Browser, content: bytes, name: str = "my.jsonl", **options: object) -> object:
+def send_file(
+    browser: Browser,
+    content: bytes,
+    name: str = "my.jsonl",
+    fields: dict[str, str] | None = None,
+    headers: dict[str, str] | None = None,
+) -> httpx2.Response:
     """Upload a file by the form of the list."""
-    fields = options.pop("fields", {"csrf": browser.csrf("/datasets")})
-    return browser.client.post(
-        "/datasets", data=fields, files={"file": (name, content)}, follow_redirects=False, **options
-    )
+    data = {"csrf": browser.csrf("/datasets")} if fields is None else fields
+    files = {"file": (name, content)}
+    return browser.client.post("/datasets", data=data, files=files, headers=headers, follow_redirects=False)
 
 
 def test_an_empty_list_says_what_to_do_first(browser: Browser) -> None:
