@@ -12,12 +12,12 @@ from app.web.mount import PagesMount
 from app.web.views import account, checkpoints, jobs
 from app.web.views.comparisons import evaluations as evaluation_comparisons
 from app.web.views.comparisons import runs as run_comparisons
-from app.web.views.evaluations import listing as evaluation_list
-from app.web.views.evaluations import page as evaluation_page
-from app.web.views.runs import page as runs
 from app.web.views.datasets import listing as dataset_list
 from app.web.views.datasets import page as dataset_page
 from app.web.views.datasets import upload as dataset_upload
+from app.web.views.evaluations import listing as evaluation_list
+from app.web.views.evaluations import page as evaluation_page
+from app.web.views.runs import page as runs
 from serving.http.limits import MAX_BODY_BYTES
 
 VIEWS = (
