@@ -1,7 +1,8 @@
 """Reduction of the events of runs that ended some time ago, which keeps the curve of every metric.
 
-Status, warning, checkpoint and resumed events stay. Log and progress events go: the file `log.txt` contains
-the whole log. Of the metrics, each curve keeps evenly spaced points with its first, last and extreme ones.
+Status, warning, checkpoint and resumed events stay. Log, sample and progress events go: the files `log.txt`
+and `samples.jsonl` contain all of them. Of the metrics, each curve keeps evenly spaced
+points with its first, last and extreme ones.
 """
 
 from collections import defaultdict
@@ -78,7 +79,7 @@ def thin_events(settings: Settings, before_each: Callable[[], None], *, dry_run:
 def _list_surplus(session: Session, run_id: str, max_points: int) -> list[int]:
     """Return the numbers of the events that a run no longer needs."""
     is_published = session.scalar(select(col(Run.log_artifact)).where(col(Run.id) == run_id)) is not None
-    dropped = {EventType.progress} | ({EventType.log} if is_published else set())
+    dropped = {EventType.progress} | ({EventType.log, EventType.samples} if is_published else set())
     curves: dict[str, ThinnedCurve] = defaultdict(lambda: ThinnedCurve(max_points))
     metrics: list[int] = []
     events = select(col(Event.seq), col(Event.data)).where(

@@ -55,8 +55,8 @@ class RetentionSettings(BaseSettings):
     event_detail_days: float = Field(
         7,
         ge=0,
-        description="Days from the end of a run until its log and progress events are deleted and its "
-        "metrics are reduced; 0 means never. The files `log.txt` and `events.jsonl` stay.",
+        description="Days from the end of a run until its log, sample and progress events are deleted and "
+        "its metrics are reduced; 0 means never. The files `log.txt` and `events.jsonl` stay.",
     )
     max_metric_points: int = Field(
         1000, ge=10, description="Values of each metric that stay then, with first, last and extremes."

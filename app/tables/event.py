@@ -17,6 +17,7 @@ class EventType(StrEnum):
     progress = "progress"
     metrics = "metrics"
     log = "log"
+    samples = "samples"
     checkpoint = "checkpoint"
     resumed = "resumed"
     warning = "warning"

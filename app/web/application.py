@@ -18,6 +18,7 @@ from app.web.views.datasets import upload as dataset_upload
 from app.web.views.evaluations import listing as evaluation_list
 from app.web.views.evaluations import page as evaluation_page
 from app.web.views.runs import page as runs
+from app.web.views.runs import samples
 from serving.http.limits import MAX_BODY_BYTES
 
 VIEWS = (
@@ -25,6 +26,7 @@ VIEWS = (
     jobs,
     checkpoints,
     runs,
+    samples,
     evaluation_list,
     evaluation_page,
     evaluation_comparisons,

@@ -1,5 +1,6 @@
 """Follows a run directory while its program works, and returns what is new in it."""
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,16 @@ from app.runs.curves.main_metric import extend_summary
 from app.tables import EventType
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import MetricsEvent, ProgramEvent, ResumedEvent, WarningEvent
-from workers.runs.run_events import CHECKPOINT, EVENT, FileTail, parse_lines
+from workers.runs.run_events import CHECKPOINT, EVENT, SAMPLE, FileTail, SampledCompletion, parse_lines
 
 # One event per second contains the newest log lines. The whole log is published when the program ends.
 MAX_LOG_LINES = 200
 MAX_LINE_CHARACTERS = 1000
+# Samples are shown while the run trains; the whole file is published when the program ends.
+SAMPLES = "samples.jsonl"
+SECONDS_BETWEEN_SAMPLES = 30.0
+MAX_SAMPLES = 8
+MAX_SAMPLE_CHARACTERS = 2000
 
 
 @dataclass
@@ -43,6 +49,8 @@ class RunDirFollower:
         self._log = FileTail(run_dir / files.LOG)
         self._events = FileTail(run_dir / files.EVENTS)
         self._checkpoints = FileTail(run_dir / files.CHECKPOINT_LINES, from_end=True)
+        self._samples = FileTail(run_dir / SAMPLES)
+        self._sampled_at = -SECONDS_BETWEEN_SAMPLES
         self._last_saved_step = -1
         self._first_event: tuple[float, int] | None = None
         self._error_seen_at: float | None = None
@@ -57,6 +65,7 @@ class RunDirFollower:
             self._add_event(changes, event)
         if log := self._log.read(to_end=to_end, newest=True).splitlines():
             changes.events.append(NewEvent(EventType.log, {"lines": _shorten(log)}))
+        self._add_samples(changes, to_end=to_end)
         for checkpoint in parse_lines(CHECKPOINT, self._checkpoints.read(to_end=to_end)):
             self._add_checkpoint(changes, checkpoint)
         return changes
@@ -87,6 +96,18 @@ class RunDirFollower:
         changes.events = [earlier for earlier in changes.events if earlier.type is not EventType.progress]
         changes.events.append(NewEvent(EventType.progress, steps, event.step))
 
+    def _add_samples(self, changes: RunDirChanges, *, to_end: bool) -> None:
+        """Add the newest completions of the model in training, at most twice a minute."""
+        now = time.monotonic()
+        if now - self._sampled_at < SECONDS_BETWEEN_SAMPLES and not to_end:
+            return
+        samples = parse_lines(SAMPLE, self._samples.read(to_end=to_end, newest=True))
+        if not samples:
+            return
+        self._sampled_at, step = now, samples[-1].step
+        newest = [_shorten_sample(sample) for sample in samples if sample.step == step][:MAX_SAMPLES]
+        changes.events.append(NewEvent(EventType.samples, {"samples": newest}, step))
+
     def _add_checkpoint(self, changes: RunDirChanges, checkpoint: files.CheckpointRecord) -> None:
         """Add a checkpoint that is inside the run directory and newer than the last one."""
         checkpoints = self._run_dir / files.CHECKPOINTS
@@ -104,6 +125,20 @@ class RunDirFollower:
         if step <= first_step:
             return {}
         return {"seconds_per_step": (seconds - first_seconds) / (step - first_step)}
+
+
+def _shorten_sample(sample: SampledCompletion) -> dict[str, Any]:
+    """Return a sample with the ends of its texts cut; of a conversation, the last message is kept."""
+    prompt = sample.prompt if isinstance(sample.prompt, str) else _last_content(sample.prompt)
+    values = sample.model_dump(exclude={"step", "prompt"}, exclude_none=True)
+    texts = {"prompt": prompt, "completion": sample.completion, "reference": sample.reference}
+    shortened = {name: text[:MAX_SAMPLE_CHARACTERS] for name, text in texts.items() if text is not None}
+    return values | {name: text.replace("\0", "\ufffd") for name, text in shortened.items()}
+
+
+def _last_content(messages: list[dict[str, Any]]) -> str:
+    content = messages[-1].get("content") if messages else ""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _shorten(lines: list[str]) -> list[str]:

@@ -6,9 +6,9 @@ environment, which a library may print, are removed.
 
 import logging
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from trainers.runtime.events import ProgramEvent
 from trainers.runtime.redaction import redact
@@ -22,6 +22,24 @@ T = TypeVar("T")
 
 EVENT: TypeAdapter[ProgramEvent] = TypeAdapter(ProgramEvent)
 CHECKPOINT = TypeAdapter(CheckpointRecord)
+
+
+# PostgreSQL's JSON cannot store NUL.
+RewardName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class SampledCompletion(BaseModel):
+    """A line of `samples.jsonl`: a completion of the model in training, with the rewards that it got."""
+
+    step: int = Field(ge=0, lt=2**31)
+    prompt: str | list[dict[str, Any]]
+    completion: str
+    reference: str | None = None
+    rewards: dict[RewardName, FiniteFloat | None] = Field({}, max_length=100)
+    total: FiniteFloat | None = None
+
+
+SAMPLE = TypeAdapter(SampledCompletion)
 
 
 class FileTail:

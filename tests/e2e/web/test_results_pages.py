@@ -33,3 +33,7 @@ def test_a_filter_of_rows_is_in_the_url(pages: Pages) -> None:
 def test_compared_runs_are_accessible_at_every_width(pages: Pages) -> None:
     runs = [pages.runs[name][0].id for name in ("ko-en-news", "ko-en-news-lr-sweep")]
     pages.look(f"/compare?run={runs[0]}&run={runs[1]}", "compared-runs")
+
+
+def test_samples_are_accessible_at_every_width(pages: Pages) -> None:
+    pages.look(f"/runs/{pages.runs['support-chat-v3'][0].id}/samples", "samples")

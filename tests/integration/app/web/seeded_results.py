@@ -62,6 +62,34 @@ def add_checkpoints(run: Run, count: int, *, every: int = 50, resumable: bool = 
     return rows
 
 
+def add_samples(run: Run, count: int) -> None:
+    """Insert the samples of as many steps of a run."""
+    with transaction() as session:
+        stored = session.get_one(Run, run.id)
+        for number in range(count):
+            samples = [
+                {
+                    "prompt": "한 상자에 사과가 12개 있습니다. 세 상자에는 모두 몇 개가 있습니까?",
+                    "completion": f"Three boxes of 12 apples: 12 × 3 = {36 - share}.\n#### {36 - share}",
+                    "reference": "36",
+                    "rewards": {"exact": float(not share), "format": 1.0},
+                    "total": 1.2 - bool(share),
+                }
+                for share in range(2)
+            ]
+            session.add(
+                Event(
+                    run_id=run.id,
+                    seq=stored.event_seq + number + 1,
+                    attempt=1,
+                    type=EventType.samples,
+                    step=number * 10,
+                    data={"samples": samples},
+                )
+            )
+        stored.event_seq += count
+
+
 def add_model(run: Run) -> str:
     """Insert the model that a run has produced, and return its id."""
     model = Model(
@@ -176,6 +204,7 @@ def add_results(runs: dict[str, list[Run]], folder: Path) -> dict[str, str]:
     model, base = add_evaluations(folder, 500)
     add_many_evaluations(base, 1000)
     add_comparison([model, base])
+    add_samples(runs["support-chat-v3"][0], 40)
     return {"evaluation": model.id, "baseline": base.id}
 
 

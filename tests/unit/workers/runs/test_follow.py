@@ -75,3 +75,29 @@ def test_checkpoints_outside_the_run_directory_and_repeated_ones_are_skipped(tmp
     lines = [{"step": step, "path": path, **common} for step, path in reported]
     (tmp_path / "checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [checkpoint.step for checkpoint in follower.poll().checkpoints] == [1]
+
+
+def sample(step: int, completion: str, **fields: object) -> str:
+    prompt = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "2 + 2?"}]
+    return json.dumps({"step": step, "prompt": prompt, "completion": completion, **fields}) + "\n"
+
+
+def test_the_samples_of_the_newest_step_are_an_event_at_most_twice_a_minute(tmp_path: Path) -> None:
+    path, follower = tmp_path / "samples.jsonl", RunDirFollower(tmp_path)
+    rewards = {"reference": "4", "rewards": {"exact": 1.0}, "total": 1.0}
+    path.write_text(sample(1, "5") + sample(2, "4", **rewards) + sample(2, "x" * 9000))
+    (event,) = follower.poll().events
+    first, second = event.data["samples"]
+    assert (event.type, event.step) == (EventType.samples, 2)
+    assert first == {"prompt": "2 + 2?", "completion": "4", **rewards} and len(second["completion"]) == 2000
+    with path.open("a") as file:
+        file.write(sample(3, "four"))
+    assert follower.poll().events == []
+    assert follower.poll(to_end=True).events[0].step == 3
+
+
+def test_invalid_samples_are_skipped(tmp_path: Path) -> None:
+    wrong = [sample(-1, "a"), sample(2**31, "a"), sample(1, "a", rewards={"nul\0": 1}), "{\n", "[1]\n"]
+    (tmp_path / "samples.jsonl").write_text("".join(wrong) + sample(1, "nul\0", rewards={"r": None}))
+    (event,) = RunDirFollower(tmp_path).poll(to_end=True).events
+    assert [each["completion"] for each in event.data["samples"]] == ["nul\ufffd"]
