@@ -141,6 +141,7 @@ def add_events(run: Run, n_metrics: int) -> None:
         values: list[tuple[EventType, dict[str, Any]]] = [
             (EventType.status, {"status": "queued"}),
             (EventType.log, {"lines": ["a"]}),
+            (EventType.samples, {"samples": []}),
         ]
         values += [(EventType.metrics, {"loss": losses.get(n, 1 / (n + 1))}) for n in range(n_metrics)]
         values += [(EventType.progress, {"step": 1}), (EventType.warning, {"code": "c", "message": "m"})]

@@ -146,7 +146,7 @@ def test_the_curve_of_an_old_run_keeps_its_ends_and_extremes(
     assert (losses[0], losses[-1], max(losses), min(losses)) == (1.0, 1 / 500, 9.0, -3.0)
     others = [event.type for event in kept if "loss" not in event.data]
     assert others == [EventType.status, EventType.warning, EventType.metrics, EventType.status]
-    assert len([event for event in rows(Event) if event.run_id == recent.id]) == 36
+    assert len([event for event in rows(Event) if event.run_id == recent.id]) == 37
     assert run_collection(thinning)[0].removed == []
 
 
