@@ -47,10 +47,15 @@ def expand_variables(value: Any) -> Any:
         return [expand_variables(item) for item in value]
     if not isinstance(value, str):
         return value
-    text = _VARIABLE.sub(_get_variable, value)
+    text = expand_text(value)
     # A variable that is the whole value may become a number or null, but never a mapping or a list.
     scalar = load_yaml(text) if _VARIABLE.fullmatch(value) else text
     return text if isinstance(scalar, dict | list) else scalar
+
+
+def expand_text(value: str) -> str:
+    """Expand variables in a text that stays one, also if the result looks like a number."""
+    return _VARIABLE.sub(_get_variable, value)
 
 
 def _get_variable(match: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
 """Job specs of the command line: files with `${ENV}`, options `--set`, and what names mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ def load_spec(path: Path) -> dict[str, Any]:
     import yaml
 
     from trainers.configs.parsing.yaml_values import load_yaml
-    from trainers.configs.stage_config import expand_variables
+    from trainers.configs.stage_config import expand_text, expand_variables
 
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
-        values = values if path.suffix == ".json" else expand_variables(values)
+        if path.suffix != ".json" and isinstance(values, dict):
+            # The number of a pull request and the hash of a commit are texts here.
+            texts = {"name": values.pop("name", path.stem), "labels": values.pop("labels", {})}
+            values = {**expand_variables(values), **_map_texts(texts, expand_text)}
     except OSError as error:
         raise SpecUnusable(f"The file {path} cannot be read: {error.strerror}.") from error
     except (ValueError, yaml.YAMLError) as error:
@@ -42,6 +45,12 @@ def load_spec(path: Path) -> dict[str, Any]:
             "docs/guides/command-line.md has an example.",
         )
     return {"name": path.stem, **values}
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _map_texts(item, change) for key, item in value.items()}
+    return change(value) if isinstance(value, str) else value
 
 
 def upload_files(client: Client, value: Any, folder: Path) -> Any:

@@ -22,7 +22,7 @@ from tests.services import free_port
 Run = Callable[..., tuple[int, str, str]]
 JOB = """
 name: ${NAME:-prepared}
-labels: {team: "${TEAM}"}
+labels: {team: "${TEAM}", commit: "${COMMIT:-12e3}"}
 stages:
   - {stage: prepare, dataset: data/rows.jsonl, split: {test: 1}}
 """
@@ -88,7 +88,7 @@ def test_a_spec_is_expanded_uploads_its_files_and_starts_one_job_for_a_key(
     assert "TEAM" in tunesmith("apply", "job.yaml")[2] and tunesmith("apply", "job.yaml")[0] == 2
     monkeypatch.setenv("TEAM", "maths")
     code, plan, _ = tunesmith("apply", "job.yaml", "--dry-run", "--json")
-    assert code == 0 and json.loads(plan)["labels"] == {"team": "maths"}
+    assert code == 0 and json.loads(plan)["labels"] == {"team": "maths", "commit": "12e3"}
     first, second = (tunesmith("apply", "job.yaml", "--detach", "--key", "once")[1] for _ in "ab")
     assert first == second and first.startswith("job_")
     listed = json.loads(tunesmith("jobs", "--label", "team=maths", "--json")[1])
