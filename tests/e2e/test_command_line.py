@@ -96,7 +96,7 @@ def test_a_newcomer_gets_from_faulty_data_to_a_compared_model_that_answers(
     assert "loss" in shell("tunesmith logs sums")
 
 
-@pytest.mark.parametrize(("margin", "code"), [("1", 0), ("-1", 1)])
+@pytest.mark.parametrize(("margin", "code"), [("1", 0), ("-0.9", 1)])
 def test_the_steps_of_the_example_for_github_run_and_the_gate_decides(
     service: Platform, tmp_path: Path, margin: str, code: int
 ) -> None:
