@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from app.settings import get_settings
 from app.storage.database import get_engine
+from app.storage.opening import get_store
 from app.tables import Run
 from tests.e2e.platform import Platform, kill
 from tests.integration.app.web import seeded_jobs, seeded_results
@@ -113,34 +114,71 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def seeded_service(folder: Path) -> Iterator[tuple[Platform, dict[str, list[Run]]]]:
     """Run an API without a worker, with jobs in its database, which this process can use as well."""
+    runs = seed(folder)
+    with serve(folder) as platform:
+        yield platform, runs
+
+
+def seed(folder: Path) -> dict[str, list[Run]]:
+    """Fill the database of an installation and return the runs that tests name."""
     platform = Platform(folder, folder / "starter")
-    ours = {name: value for name, value in platform.environment.items() if name.startswith("TUNESMITH_")}
-    with pytest.MonkeyPatch.context() as patch:
+    with shared_settings(platform):
+        assert platform.start(["-m", "app", "migrate"], "migrate").wait(60) == 0
+        seeded_jobs.add_many_jobs(N_JOBS)
+        runs = seeded_jobs.add_shown_jobs()
+        seeded_jobs.add_metrics(runs["ko-en-news"][0], N_METRICS)
+        seeded_results.add_results(runs)
+    platform.client.close()
+    return runs
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Platform]:
+    """Run the API of an installation that has a folder already."""
+    shutil.rmtree(folder / "models")
+    platform = Platform(folder, folder / "starter")
+    with shared_settings(platform):
         try:
-            assert platform.start(["-m", "app", "migrate"], "migrate").wait(60) == 0
-            for name, value in ours.items():
-                patch.setenv(name, value)
-            get_settings.cache_clear()
-            get_engine.cache_clear()
-            seeded_jobs.add_many_jobs(N_JOBS)
-            runs = seeded_jobs.add_shown_jobs()
-            seeded_jobs.add_metrics(runs["ko-en-news"][0], N_METRICS)
-            seeded_results.add_results(runs, folder)
             platform.start_api()
-            yield platform, runs
+            yield platform
         finally:
             platform.stop()
+
+
+@contextmanager
+def shared_settings(platform: Platform) -> Iterator[None]:
+    """Make this process use the database of an installation."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in platform.environment.items():
+            if name.startswith("TUNESMITH_"):
+                patch.setenv(name, value)
+        for cached in (get_settings, get_engine, get_store):
+            cached.cache_clear()
+        try:
+            yield
+        finally:
             get_engine().dispose()
-    get_settings.cache_clear()
-    get_engine.cache_clear()
+    for cached in (get_settings, get_engine, get_store):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Run]]]:
+    """Return a seeded installation, which each module copies: to fill it takes longer than to start it."""
+    folder = tmp_path_factory.mktemp("seeded") / "data"
+    folder.mkdir()
+    return folder, seed(folder)
 
 
 @pytest.fixture(scope="module")
 def service(
-    tmp_path_factory: pytest.TempPathFactory, chromium: Browser
+    tmp_path_factory: pytest.TempPathFactory, seeded: tuple[Path, dict[str, list[Run]]], chromium: Browser
 ) -> Iterator[tuple[Platform, dict[str, list[Run]]]]:
-    with seeded_service(tmp_path_factory.mktemp("pages")) as seeded:
-        yield seeded
+    """Run a service of this module, so that what its tests change is unknown to others."""
+    folder = tmp_path_factory.mktemp("pages") / "data"
+    shutil.copytree(seeded[0], folder, symlinks=True)
+    with serve(folder) as platform:
+        yield platform, seeded[1]
 
 
 @pytest.fixture

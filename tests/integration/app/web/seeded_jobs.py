@@ -82,12 +82,12 @@ def add_many_jobs(count: int) -> list[str]:
 def add_metrics(run: Run, count: int, *, from_step: int = 0) -> None:
     """Insert metrics and some log lines as events of a run, and update its progress."""
     rows = [event for index in range(count) for event in _make_events(run, from_step + index, count)]
-    for number, row in enumerate(rows, run.event_seq + 1):
-        row["seq"] = number
     with transaction() as session:
-        insert_rows(session, Event, rows)
         stored = session.get_one(Run, run.id)
-        stored.event_seq = run.event_seq = run.event_seq + len(rows)
+        for number, row in enumerate(rows, stored.event_seq + 1):
+            row["seq"] = number
+        insert_rows(session, Event, rows)
+        stored.event_seq = run.event_seq = stored.event_seq + len(rows)
         stored.step, stored.total_steps = from_step + count, max(stored.total_steps or 0, 2 * count)
         for row in rows:
             if row["type"] is EventType.metrics:
