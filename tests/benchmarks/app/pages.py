@@ -62,7 +62,7 @@ VIEWS = [
         lambda runs: f"/api/v1/jobs/{runs['ko-en-news'][0].job_id}",
     ),
     MeasuredView(
-        "run, 5,000 points against 200",
+        "points: 5,000 against 200",
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/points?after=0",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/metrics?limit=200",
     ),

@@ -127,7 +127,7 @@ def seed(folder: Path) -> dict[str, list[Run]]:
         seeded_jobs.add_many_jobs(N_JOBS)
         runs = seeded_jobs.add_shown_jobs()
         seeded_jobs.add_metrics(runs["ko-en-news"][0], N_METRICS)
-        seeded_results.add_results(runs)
+        seeded_results.add_results(runs, folder)
     platform.client.close()
     return runs
 
