@@ -6,10 +6,11 @@ copy of each rank. The first rank of the host converts those, and all ranks map 
 """
 
 import ctypes
+import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Final
@@ -21,11 +22,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainers.modeling.safetensors_file import read_header
-from trainers.runtime.ranks import current_rank, is_first_of_host, launch_name, ranks_of_host
+from trainers.runtime.ranks import current_rank, is_first_of_host, launch_name, node_rank, ranks_of_host
 
 # What the first rank holds twice while it writes.
 MAX_FILE_BYTES: Final = 2 << 30
 WRITTEN: Final = "written"
+TIES: Final = "ties.json"
 # By their names in safetensors files. A weight of another dtype is converted.
 DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 POLL_SECONDS: Final = 0.05
@@ -52,25 +54,35 @@ def share_weights(
     The first rank loads the model, the others an empty one, on torch's `meta` device. All ranks of the host
     must call this equally often. The files are in `folder` until every rank has mapped them.
     """
-    # An earlier start of the run may have left files.
-    folder /= f"weights-{launch_name()}-{next(_calls)}"
+    prefix = f"weights-{node_rank()}-"
+    shared = folder / f"{prefix}{launch_name()}-{next(_calls)}"
     if is_first_of_host():
+        # A start that was killed has left a copy of all weights.
+        _remove(folder.glob(f"{prefix}*"))
         model = load()
-        folder.mkdir(parents=True)
-        _write(model, folder)
-        (folder / WRITTEN).touch()
-        _wait_until(lambda: len(list(folder.glob("mapped-*"))) == ranks_of_host() - 1)
-        # The kernel keeps what is mapped.
-        shutil.rmtree(folder)
+        shared.mkdir(parents=True)
+        try:
+            _write(model, shared)
+            _wait_until(lambda: len(list(shared.glob("mapped-*"))) == ranks_of_host() - 1)
+        finally:
+            # The kernel keeps what is mapped. After a failure on a full disk, this makes room.
+            _remove([shared])
         return model
     model = load_empty()
-    _wait_until((folder / WRITTEN).is_file)
-    for path in sorted(folder.glob("*.safetensors")):
+    _wait_until((shared / WRITTEN).is_file)
+    _tie(model, json.loads((shared / TIES).read_text(encoding="utf-8")))
+    for path in sorted(shared.glob("*.safetensors")):
         _map(path, model)
-    (folder / f"mapped-{current_rank()}").touch()
+    (shared / f"mapped-{current_rank()}").touch()
     empty = [name for name, tensor in _tensors(model).items() if tensor.is_meta]
     assert not empty, f"the first rank has no {', '.join(empty)}"
     return model
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in list(folders):
+        # NFS keeps a mapped file under another name, and with it the folder, until it is unmapped.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(model: PreTrainedModel, folder: Path) -> None:
@@ -81,6 +93,8 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
         save_file({name: tensors[name].detach().contiguous() for name in names}, path)
         del tensors
         _map(path, model)
+    (folder / TIES).write_text(json.dumps(_list_ties(model)), encoding="utf-8")
+    (folder / WRITTEN).touch()
     if sys.platform == "linux":
         # Else glibc keeps most of the memory that is free now.
         ctypes.CDLL(None).malloc_trim(0)
@@ -120,6 +134,20 @@ def _map(path: Path, model: PreTrainedModel) -> None:
 def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the weights and buffers, of tied ones the first."""
     return dict(chain(model.named_parameters(), model.named_buffers()))
+
+
+def _list_ties(model: PreTrainedModel) -> dict[str, str]:
+    """Return the further names of each tied weight, with its first."""
+    firsts = {id(tensor): name for name, tensor in model.named_parameters()}
+    names = {name: firsts[id(tensor)] for name, tensor in model.named_parameters(remove_duplicate=False)}
+    return {name: first for name, first in names.items() if name != first}
+
+
+def _tie(model: PreTrainedModel, ties: Mapping[str, str]) -> None:
+    """Tie the weights of an empty model: transformers does not if the files contain both of them."""
+    for name, first in ties.items():
+        module, _, weight = name.rpartition(".")
+        setattr(model.get_submodule(module), weight, model.get_parameter(first))
 
 
 def _wait_until(is_true: Callable[[], bool]) -> None:
