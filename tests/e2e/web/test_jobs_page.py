@@ -5,9 +5,12 @@ from typing import Any
 from playwright.sync_api import expect
 
 from app.jobs import actions
+from app.keys import service as keys
+from app.keys.schemas import KeyCreate
 from app.storage.database import transaction
+from app.tables import Scope
 from tests.e2e.platform import kill
-from tests.e2e.web.conftest import Pages, restart
+from tests.e2e.web.conftest import Pages, find_violations, restart
 
 
 def pause(pages: Pages, name: str) -> str:
@@ -95,3 +98,20 @@ def set_hidden(page: Any, *, hidden: bool) -> None:
         }""",
         hidden,
     )
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for_and_ends_with_its_key(pages: Pages) -> None:
+    # The last test of the module: from here on, the service needs a key.
+    with transaction() as session:
+        key, secret = keys.create_key(session, KeyCreate(name="browser", scopes=[Scope.admin]))
+    page = pages.open("/jobs?status=failed", "phone", "dark", "ko")
+    assert find_violations(page) == []
+    pages.screenshot(page, "login-phone-dark-ko")
+    page.locator("#key").fill(secret)
+    page.locator("#key").press("Enter")
+    page.wait_for_url("**/jobs?status=failed")
+    page.wait_for_selector('#connection[data-state="live"]')
+    with transaction() as session:
+        keys.create_key(session, KeyCreate(name="another", scopes=[Scope.admin]))
+        keys.revoke_key(session, key.id)
+    page.wait_for_url("**/login?next=*")
