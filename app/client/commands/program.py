@@ -15,7 +15,7 @@ import typer
 
 from app.client.address import URL_VARIABLE
 from app.client.api.errors import ClientError, WaitInterrupted
-from app.client.commands import account, data, following, jobs, models, scores, service
+from app.client.commands import account, agents, data, following, jobs, models, scores, service
 from app.client.commands.output import ExitCode, exit_code_of, note, print_error
 
 cli = typer.Typer(
@@ -70,6 +70,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "deployments": models.list_deployments,
         "hosts": models.list_hosts,
     },
+    "For agents": {"mcp": agents.mcp, "skill": agents.skill},
 }
 for _panel, _commands in COMMANDS.items():
     for _name, _function in _commands.items():

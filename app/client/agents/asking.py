@@ -1,0 +1,58 @@
+"""Questions to the person before something is lost or costs money.
+
+A program that can ask its person (MCP's elicitation) is told to. Any other gets an error that names what to
+ask, and repeats the call with the person's consent as `confirm`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.resolve import Elicit, Resolve
+from pydantic import BaseModel, Field
+
+
+class Consent(BaseModel):
+    """The person's answer."""
+
+    confirmed: bool = Field(description="Whether to do it.")
+
+
+def ask_before(describe: Callable[[str], str]) -> Resolve:
+    """Return the question before a tool with the arguments `id` and `confirm`; it describes what is lost."""
+
+    async def ask(id: str, context: Context, confirm: str = "") -> Elicit[Consent] | Consent:
+        return _ask(describe(id), id, confirm, context)
+
+    return Resolve(ask)
+
+
+async def ask_before_costs(
+    spec: dict[str, Any], context: Context, confirm: str = ""
+) -> Elicit[Consent] | Consent:
+    """Ask before a job that launches a machine in a cloud."""
+    host = spec.get("host")
+    if not isinstance(host, dict):
+        return Consent(confirmed=True)
+    budget = f"{host.get('max_usd', '?')} US dollars"
+    question = f"The job launches a machine in the cloud {host.get('cloud')}, for up to {budget}. Start it?"
+    return _ask(question, str(spec.get("name", "job")), confirm, context)
+
+
+def require(consent: Consent) -> None:
+    """Raise ToolError unless the person has agreed."""
+    if not consent.confirmed:
+        raise ToolError("The person has not confirmed it: nothing was changed.")
+
+
+def _ask(question: str, subject: str, confirm: str, context: Context) -> Elicit[Consent] | Consent:
+    capabilities = context.client_capabilities
+    if capabilities is not None and capabilities.elicitation is not None:
+        return Elicit(question, Consent)
+    if confirm == subject:
+        return Consent(confirmed=True)
+    raise ToolError(
+        f"{question} Nothing was changed. Ask the person this question; if the answer is yes, call the tool "
+        f"again with confirm={subject!r}."
+    )
