@@ -79,8 +79,8 @@ class DataTools:
         fields: Annotated[
             dict[str, str] | None,
             Field(
-                description="Each field of the new rows as a text with {name} for a field of the old row, such "
-                'as {"prompt": "Translate into English: {korean}", "completion": "{english}"}. '
+                description="Each field of the new rows, as a text with {name} for a field of the old row: "
+                '{"prompt": "Translate into English: {korean}", "completion": "{english}"}. '
                 "Default: all fields are kept."
             ),
         ] = None,
@@ -95,7 +95,7 @@ class DataTools:
         delimiter: Delimiter = None,
         encoding: Encoding = None,
     ) -> RepairAnswer:
-        """Write a repaired copy of a file as JSON Lines in UTF-8, and check it. The file itself stays as it is.
+        """Write a repaired copy of a file as JSON Lines in UTF-8, and check it; the file itself is kept.
 
         Rows have the numbers that check_data reports. An unreadable row must be removed or set. Do not
         invent texts: set a field only to what the person or another source says; otherwise remove the row.
