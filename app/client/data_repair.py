@@ -28,22 +28,24 @@ class Changes:
             `{"prompt": "Translate: {korean}", "completion": "{english}"}`. None keeps all fields.
         set_fields: New values by the number of the row and the name of the (new) field.
         remove_rows: Numbers of rows to leave out.
+        remove_unusable: Whether to leave out each row that cannot be read, or that lacks a text of `fields`.
         remove_duplicates: Whether to leave out each row that equals an earlier one.
     """
 
     fields: Mapping[str, str] | None = None
     set_fields: Mapping[int, Mapping[str, Any]] | None = None
     remove_rows: Sequence[int] = ()
+    remove_unusable: bool = False
     remove_duplicates: bool = False
 
 
 @dataclass(frozen=True)
 class Repair:
-    """The file that was written; `removed` has the numbers of the rows that it lacks."""
+    """The file that was written; `removed` has the reason for each row that it lacks, by its number."""
 
     path: Path
     rows: int
-    removed: list[int]
+    removed: dict[int, str]
 
 
 def repair_file(
@@ -51,46 +53,50 @@ def repair_file(
 ) -> Repair:
     """Write the changed rows of a file to a new one, as JSON Lines in UTF-8.
 
-    Rows have the numbers of the file's report, from 1. Every row must be readable, or be removed or set.
+    Rows have the numbers of the file's report, from 1. A row that cannot be used must be removed or set.
 
     Raises:
         FileUncheckable: The file cannot be read.
-        RepairRefused: A change names a row or a field that does not exist, a row is unreadable and not
+        RepairRefused: A change names a row or a field that does not exist, a row cannot be used and is not
             changed, or `to` exists.
     """
     require_readable(path)
     if to.exists():
         raise RepairRefused(f"The file {to} exists.", "Name a new file: a repair overwrites nothing.")
-    rows, unreadable = _read_rows(path, delimiter, encoding)
-    _check_rows(changes, len(rows), unreadable)
+    rows, unusable = _read_rows(path, delimiter, encoding)
+    _check_names(changes, rows)
+    unusable |= {
+        number: why
+        for number, row in rows.items()
+        if number not in unusable and (why := _lacks(row, changes))
+    }
+    removed = _choose_removed(changes, len(rows), unusable)
+    lines: dict[str, int] = {}
     kept: list[str] = []
-    removed: list[int] = []
-    seen: set[str] = set()
-    for number, row in enumerate(rows, start=1):
-        if number in changes.remove_rows:
-            removed.append(number)
+    for number, row in rows.items():
+        if number in removed:
             continue
-        line = json.dumps(_change(number, row, number in unreadable, changes), ensure_ascii=False)
-        if changes.remove_duplicates and line in seen:
-            removed.append(number)
+        line = json.dumps(_change(number, row, changes), ensure_ascii=False)
+        if changes.remove_duplicates and line in lines:
+            removed[number] = f"It equals row {lines[line]}."
             continue
-        seen.add(line)
+        lines.setdefault(line, number)
         kept.append(line)
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("x", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in kept)
-    return Repair(to, len(kept), removed)
+    return Repair(to, len(kept), dict(sorted(removed.items())))
 
 
 def _read_rows(
     path: Path, delimiter: str | None, encoding: str | None
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Return the rows, and why some of them are unreadable."""
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """Return the rows by number, and why some of them, which are empty here, cannot be read."""
     from trainers.data.conversion.to_json_lines import convert_to_json_lines
     from trainers.data.files.jsonl import iter_lines
 
+    rows: dict[int, dict[str, Any]] = {}
     unreadable: dict[int, str] = {}
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tunesmith-repair-") as folder:
         target = Path(folder) / "rows.jsonl"
         options = read_options(delimiter, encoding)
@@ -103,60 +109,71 @@ def _read_rows(
             for number, line in iter_lines(file):
                 row = _parse(line)
                 if row is None:
-                    unreadable.setdefault(number, "It is not an object of JSON.")
-                # A blank line has a number, too.
-                rows.extend({} for _ in range(number - len(rows) - 1))
-                rows.append(row or {})
+                    unreadable[number] = "The line is not an object of JSON."
+                rows[number] = row or {}
     return rows, unreadable
 
 
 def _parse(line: Any) -> dict[str, Any] | None:
     try:
-        value = json.loads(line.decode("utf-8-sig")) if isinstance(line, bytes) else None
+        value = json.loads(line) if isinstance(line, bytes) else None
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _check_rows(changes: Changes, count: int, unreadable: Mapping[int, str]) -> None:
-    changed = {*changes.remove_rows, *(changes.set_fields or {})}
-    missing = sorted(number for number in changed if not 1 <= number <= count)
+def _check_names(changes: Changes, rows: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise RepairRefused for a row, or a field of old rows, that does not exist."""
+    missing = sorted({*changes.remove_rows, *(changes.set_fields or {})} - rows.keys())
     if missing:
-        raise RepairRefused(f"The file has {count:,} rows, and no row {missing[0]}.")
-    left = {number: why for number, why in unreadable.items() if number not in changed}
-    if left:
-        listed = "; ".join(f"row {number}: {why}" for number, why in list(left.items())[:MAX_NAMED])
+        raise RepairRefused(f"The file has {len(rows):,} rows, and no row {missing[0]}.")
+    known = dict.fromkeys(name for row in rows.values() for name in row)
+    for field, text in (changes.fields or {}).items():
+        for name in PLACEHOLDER.findall(text):
+            if name not in known:
+                raise RepairRefused(
+                    f"The text of `fields` for {field!r} names {name!r}, which no row has.",
+                    f"The fields of the rows are {', '.join(map(repr, known))}.",
+                )
+
+
+def _lacks(row: Mapping[str, Any], changes: Changes) -> str | None:
+    """Return which text of `fields` a row lacks: a request without its input would be no longer empty."""
+    names = [name for text in (changes.fields or {}).values() for name in PLACEHOLDER.findall(text)]
+    lacking = [name for name in names if not str(row.get(name, "")).strip()]
+    return f"Its field {lacking[0]!r} is empty." if lacking else None
+
+
+def _choose_removed(changes: Changes, count: int, unusable: Mapping[int, str]) -> dict[int, str]:
+    """Return the rows to leave out; raise RepairRefused if a row that cannot be used would stay."""
+    given = changes.set_fields or {}
+    needed = set(changes.fields or ())
+    left = {number: why for number, why in unusable.items() if not given.get(number, {}).keys() >= needed}
+    left |= {number: why for number, why in unusable.items() if number not in given}
+    removed = {number: unusable.get(number, "It was named.") for number in changes.remove_rows}
+    if changes.remove_unusable:
+        return removed | left
+    if remaining := {number: why for number, why in left.items() if number not in removed}:
+        listed = "; ".join(f"row {number}: {why}" for number, why in list(remaining.items())[:MAX_NAMED])
         raise RepairRefused(
-            f"{len(left):,} rows cannot be read: {listed}",
-            "Name each of them in `remove_rows`, or give all its fields in `set_fields`.",
+            f"{len(remaining):,} of {count:,} rows cannot be used: {listed}",
+            "Give all fields of such a row in `set_fields`, name it in `remove_rows`, or remove them all by "
+            "`remove_unusable`.",
         )
+    return removed
 
 
-def _change(number: int, row: dict[str, Any], is_unreadable: bool, changes: Changes) -> dict[str, Any]:
+def _change(number: int, row: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     given = (changes.set_fields or {}).get(number, {})
     if changes.fields is None:
         return {**row, **given}
-    if is_unreadable:
-        missing = [name for name in changes.fields if name not in given]
-        if missing:
-            raise RepairRefused(
-                f"Row {number} cannot be read, and `set_fields` does not give its field {missing[0]!r}.",
-                "Give all its fields, or name the row in `remove_rows`.",
-            )
-        return dict(given)
-    made = {name: _fill(number, text, row) for name, text in changes.fields.items() if name not in given}
-    return {name: given[name] if name in given else made[name] for name in {**changes.fields, **given}}
+    made = {name: _fill(text, row) for name, text in changes.fields.items() if name not in given}
+    return {name: {**made, **given}[name] for name in {**changes.fields, **given}}
 
 
-def _fill(number: int, text: str, row: Mapping[str, Any]) -> str:
+def _fill(text: str, row: Mapping[str, Any]) -> str:
     def read(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in row:
-            raise RepairRefused(
-                f"Row {number} has no field {name!r}; its fields are {', '.join(map(repr, row))}.",
-                "Correct the name in `fields`, or set or remove the row.",
-            )
-        value = row[name]
+        value = row[match[1]]
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     return PLACEHOLDER.sub(read, text)

@@ -66,7 +66,7 @@ class RepairAnswer(ToolAnswer):
 
     path: str
     rows: int
-    removed_rows: list[int]
+    removed_rows: dict[int, str]
     report: FileAnswer
 
 

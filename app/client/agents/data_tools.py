@@ -89,6 +89,9 @@ class DataTools:
             Field(description='New values by row: {"7": {"completion": "Hello"}}, with names of new fields.'),
         ] = None,
         remove_rows: Annotated[list[int] | None, Field(description="Rows to leave out.")] = None,
+        remove_unusable: Annotated[
+            bool, Field(description="Leave out each row that cannot be read, or lacks a text of `fields`.")
+        ] = False,
         remove_duplicates: Annotated[
             bool, Field(description="Leave out each row that equals an earlier one.")
         ] = False,
@@ -97,10 +100,10 @@ class DataTools:
     ) -> RepairAnswer:
         """Write a repaired copy of a file as JSON Lines in UTF-8, and check it; the file itself is kept.
 
-        Rows have the numbers that check_data reports. An unreadable row must be removed or set. Do not
-        invent texts: set a field only to what the person or another source says; otherwise remove the row.
+        Rows have the numbers that check_data reports; the result has the reason for each removed row. Do
+        not invent texts: set a field only to what the file or the person says; otherwise remove the row.
         """
-        changes = Changes(fields, set_fields, remove_rows or (), remove_duplicates)
+        changes = Changes(fields, set_fields, remove_rows or (), remove_unusable, remove_duplicates)
         repair = repair_file(Path(path), Path(to), changes, delimiter, encoding)
         report = check_file(repair.path)
         answer = describe_report(report, _next_after_check(report, to))
