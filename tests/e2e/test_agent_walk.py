@@ -23,10 +23,10 @@ from trainers.data.recipes.sentences import generate_pairs
 
 REQUEST = "Translate into English: {한국어}"
 FIELDS = {"prompt": REQUEST, "completion": "{영어}"}
-# The lines of the planted faults. The whole file is in cp949 (1), its columns have names of no format (2), and
-# it has a column that no format reads (3).
+# The lines of the planted faults. The whole file is in cp949 (1), its columns have names of no format (2),
+# and it has a column that no format reads (3).
 FAULTS = {
-    "a cell too few (4)": "사과는 빨갛다\n",
+    "cells too few (4)": "사과는 빨갛다\n",
     "a cell too many (5)": "물은 차갑다,Water, is cold.,메모\n",
     "a quote that is not doubled (6)": '"그는 "좋다"고 했다","He said ""good"".",\n',
     "an empty translation (7)": "책이 있다,,\n",
@@ -102,7 +102,7 @@ async def clean(client: Client, table: Path) -> Path:
     )
     reasons = " ".join(repaired["removed_rows"].values())
     assert len(repaired["removed_rows"]) == 8
-    for expected in ("2 cells", "4 cells", "not valid CSV", "bytes that are not text", "equals row"):
+    for expected in ("1 cells", "4 cells", "not valid CSV", "bytes that are not text", "equals row"):
         assert expected in reasons
     assert repaired["report"]["trainable"] and repaired["report"]["warning_counts"] == {}
     assert repaired["rows"] == 300

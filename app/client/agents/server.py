@@ -21,7 +21,10 @@ INSTRUCTIONS = (
 
 def create_server(client: AsyncClient) -> MCPServer:
     """Return a server whose tools use this client; its caller closes the client."""
-    server = MCPServer("tunesmith", instructions=INSTRUCTIONS, version=version("tunesmith"))
+    # The programs of agents show what a server prints as errors.
+    server = MCPServer(
+        "tunesmith", instructions=INSTRUCTIONS, version=version("tunesmith"), log_level="WARNING"
+    )
     for tools in (DataTools(client), JobTools(client), ModelTools(client)):
         tools.add_to(server)
     server.resource(SKILL_ADDRESS, title="How to fine-tune with Tunesmith", mime_type="text/markdown")(
