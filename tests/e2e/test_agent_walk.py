@@ -116,6 +116,7 @@ def write_test(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_twelve_faults_are_found_and_the_served_model_is_better(shared: Platform, tmp_path: Path) -> None:
     make_table(tmp_path / "pairs.csv")
     write_test(tmp_path / "held_out.csv")
