@@ -1,7 +1,7 @@
 """Questions to the person before something is lost or costs money.
 
-A program that can ask its person (MCP's elicitation) is told to. Any other gets an error that names what to
-ask, and repeats the call with the person's consent as `confirm`.
+A program that can put a question to its person (MCP's elicitation) gets the question. Any other gets it as an
+error, and repeats the call with `confirm` after the person's consent.
 """
 
 from collections.abc import Callable
