@@ -21,7 +21,7 @@ class ToolAnswer(BaseModel):
     next: list[str] = Field(default_factory=list)
 
 
-class Finding(BaseModel):
+class FileFinding(BaseModel):
     """A fault or a warning of a row."""
 
     row: int | None
@@ -38,9 +38,9 @@ class FileAnswer(ToolAnswer):
     rows: int
     valid_rows: int
     fault_counts: dict[str, int]
-    faults: list[Finding]
+    faults: list[FileFinding]
     warning_counts: dict[str, int]
-    warnings: list[Finding]
+    warnings: list[FileFinding]
     dataset: str | None = Field(None, description="Name for jobs, once it is stored.")
     dataset_id: str | None = None
 
@@ -177,9 +177,9 @@ class DoneAnswer(ToolAnswer):
 def describe_report(report: DataReport, next_steps: list[str], **stored: str) -> FileAnswer:
     """Return the report of a file with the first of its findings."""
 
-    def list_findings(found: list[Any]) -> list[Finding]:
+    def list_findings(found: list[Any]) -> list[FileFinding]:
         return [
-            Finding(row=one.line, field=one.field, code=one.code, message=one.message)
+            FileFinding(row=one.line, field=one.field, code=one.code, message=one.message)
             for one in found[:MAX_FINDINGS]
         ]
 
