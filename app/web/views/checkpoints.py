@@ -12,19 +12,26 @@ from sqlmodel import Session
 from app.checkpoints.schemas import CheckpointView
 from app.checkpoints.service import choose_metric, find_best, list_checkpoints
 from app.checkpoints.uses import CheckpointUseState, list_uses
+from app.datasets.service import list_datasets
 from app.deployments.schemas import DeploymentCreate
 from app.deployments.service import create_deployment
 from app.http.paging import PageQuery
+from app.jobs import service as jobs
+from app.jobs.schemas import JobCreate
 from app.runs.curves.main_metric import MainMetricView
 from app.runs.schemas import RunSummaryView, run_summary_view
 from app.runs.service import get_run
+from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
+from app.tables import Dataset
 from app.web.errors import parse_form
 from app.web.live import LiveView, Parts, stream_view
 from app.web.rendering import render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "checkpoints/parts.jinja"
+# Metrics that need no further values; a job spec can name all.
+SIMPLE_METRICS = ("exact_match", "maths_exact_match", "chrf", "bleu", "rouge_l", "f1")
 
 router = view_router()
 
@@ -44,8 +51,11 @@ class CheckpointList:
     best: MainMetricView | None
     metric: str | None
     selected: CheckpointView | None
+    datasets: Sequence[tuple[str, str]]
+    """The ids and names of the newest datasets, on which the selected one can be evaluated."""
     after: str | None
     next: str | None
+    metrics: Sequence[str] = SIMPLE_METRICS
 
     def query(self, **changes: object) -> str:
         """Return the query of this list with another selection or position."""
@@ -78,6 +88,28 @@ def stream_checkpoints(
     return stream_view(request, _checkpoint_view(run_id, after, step), version)
 
 
+@router.post("/runs/{run_id}/checkpoints/evaluate")
+def evaluate_checkpoint(
+    session: WriteSession,
+    visitor: CurrentVisitor,
+    run_id: RunId,
+    dataset: Annotated[str, Form(max_length=64)],
+    metric: Annotated[str, Form(max_length=64)],
+    step: Annotated[int, Form(ge=0, lt=2**31)],
+) -> Response:
+    """Submit a job that evaluates a checkpoint on a dataset."""
+    assert visitor.caller is not None
+    stage = {
+        "stage": "evaluate",
+        "model": {"run": run_id, "step": step},
+        "dataset": dataset,
+        "metrics": [{"metric": metric}],
+    }
+    spec = parse_form(JobCreate, name=f"evaluate-step-{step}", stages=[stage])
+    job, _ = jobs.create_job(session, get_settings(), spec, visitor.caller.key_id, None)
+    return RedirectResponse(f"/jobs/{job.id}", 303)
+
+
 @router.post("/runs/{run_id}/checkpoints/deploy")
 def deploy_checkpoint(
     session: WriteSession,
@@ -99,13 +131,18 @@ def _checkpoint_view(run_id: str, after: str | None, step: int | None) -> LiveVi
         run = get_run(session, run_id)
         checkpoints, following = list_checkpoints(session, run_id, PageQuery(after=after))
         chosen = choose_metric(checkpoints)
+        selected = next((each for each in checkpoints if each.step == step), None)
+        datasets: Sequence[Dataset] = []
+        if selected is not None:
+            datasets, _ = list_datasets(session, PageQuery(), None, None)
         return CheckpointList(
             run=run_summary_view(run),
             checkpoints=checkpoints,
             uses=list_uses(session, run, checkpoints),
             best=find_best(checkpoints),
             metric=chosen[0] if chosen is not None else None,
-            selected=next((each for each in checkpoints if each.step == step), None),
+            selected=selected,
+            datasets=[(dataset.id, dataset.name) for dataset in datasets],
             after=after,
             next=following,
         )

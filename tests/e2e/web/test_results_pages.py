@@ -1,9 +1,12 @@
 """The pages of results in a real browser: accessibility, widths, themes and languages."""
 
+from playwright.sync_api import expect
+
 from app.evaluations.service import EvaluationFilters, list_evaluations
 from app.http.paging import PageQuery
 from app.storage.database import read_session
 from tests.e2e.web.conftest import Pages
+from tests.integration.app.web import seeded_results
 
 
 def test_the_checkpoints_of_a_run_are_accessible_at_every_width(pages: Pages) -> None:
@@ -37,3 +40,13 @@ def test_compared_runs_are_accessible_at_every_width(pages: Pages) -> None:
 
 def test_samples_are_accessible_at_every_width(pages: Pages) -> None:
     pages.look(f"/runs/{pages.runs['support-chat-v3'][0].id}/samples", "samples")
+
+
+def test_a_new_evaluation_keeps_what_is_chosen(pages: Pages) -> None:
+    page = pages.open("/evaluations?model=ko-en-tuned")
+    page.locator("#evaluations input").first.check()
+    with read_session() as session:
+        found, _ = list_evaluations(session, PageQuery(), EvaluationFilters(model="ko-en-tuned"))
+    seeded_results.add_many_evaluations(found[0], 1)
+    expect(page.locator("#evaluations tr")).to_have_count(2)
+    assert [box.is_checked() for box in page.locator("#evaluations input").all()] == [False, True]

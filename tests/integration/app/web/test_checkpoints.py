@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from app.tables import Run, RunStatus, Scope
+from app.tables import Dataset, Run, RunStatus, Scope
 from tests.integration.app.web import seeded_results
 from tests.integration.app.web.conftest import Browser
 
@@ -81,6 +81,19 @@ def test_a_selected_checkpoint_shows_a_spec_that_evaluates_it(browser: Browser, 
     seeded_results.add_checkpoints(run, 2)
     shown = browser.get(path_of(run, "?step=50")).text
     assert "&#34;step&#34;: 50" in shown and 'class="selected"' in shown
+
+
+def test_a_selected_checkpoint_is_evaluated_on_a_dataset(
+    browser: Browser, make_job: MakeJob, make_dataset: Callable[..., Dataset]
+) -> None:
+    (run,) = make_job(RunStatus.succeeded, config={"stage": "sft", "base": "org/base", "dataset": "d"})
+    seeded_results.add_checkpoints(run, 2)
+    dataset = make_dataset("held-out")
+    assert f'<option value="{dataset.id}">held-out' in browser.get(path_of(run, "?step=50")).text
+    fields = {"step": "50", "dataset": dataset.id, "metric": "chrf"}
+    sent = browser.post(path_of(run, "/evaluate"), page=path_of(run), **fields)
+    assert sent.status_code == 303, sent.text
+    assert "evaluate-step-50" in browser.get(sent.headers["location"]).text
 
 
 def test_a_key_that_only_reads_gets_the_reason(
