@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama
 
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.modeling.fused.kernel_folder import KernelsUnsuitable
+from trainers.modeling.fused.small_model import build_small_model
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DeviceUnavailable
 
@@ -104,6 +107,26 @@ def test_kernels_that_compute_something_else_train_nothing(
     ):
         run_stage(stage, tmp_path / "run")
     assert not losses(tmp_path / "run")
+
+
+def test_kernels_that_pass_adapters_by_train_nothing(
+    sft: Stage, write_kernels: Write, tmp_path: Path
+) -> None:
+    """They compute the same as layers without adapters."""
+    source = "import torch\n" + MLP.replace(
+        "self.up_proj(x)", "torch.nn.functional.linear(x, self.up_proj.weight)"
+    )
+    with pytest.raises(KernelsUnsuitable, match="read the weights of up_proj without calling"):
+        run_stage(sft | {"kernels": {"folder": write_kernels(source)}}, tmp_path / "run")
+    assert not losses(tmp_path / "run")
+
+
+def test_kernels_can_be_compared_on_a_device_for_models_of_70_billion_parameters() -> None:
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+    config = LlamaConfig(**sizes, num_attention_heads=64, num_key_value_heads=8)
+    # Stands for a GPU, and takes no memory.
+    small = build_small_model(config, "eager", torch.device("meta"), torch.bfloat16)
+    assert small is not None and len(small.model.layers) == 2
 
 
 @pytest.mark.parametrize(

@@ -87,25 +87,30 @@ def prove_replacement(
     replace: Replace, model: PreTrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Raise KernelsUnsuitable unless a small model has the same outputs and gradients with the kernels."""
-    small = build_small_model(model, "eager")
+    small = build_small_model(model, "eager", device, dtype)
     if small is None:
         raise KernelsUnsuitable(
             f"The kernels could not be compared with the layers of the architecture {model.model_type}: its "
             "layers are too large to be tried quickly.",
             f"{OMIT_HINT} for this model.",
         )
-    small = small.to(device, dtype)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
         for parameter in small.parameters():
             # The weights of norms are all 1 at first, and a kernel may ignore them.
             if parameter.dim() == 1:
                 parameter += torch.randn_like(parameter) / 4
-    expected = _compute(small)
+    expected, called = _compute(small)
     replace(small)
-    found = _compute(small)
+    found, called_now = _compute(small)
+    if passed_by := sorted({name.rpartition(".")[2] for name in called - called_now}):
+        raise KernelsUnsuitable(
+            f"The kernels read the weights of {', '.join(passed_by)} without calling these layers, so that "
+            "adapters of them would have no effect.",
+            f"{OMIT_HINT}, or use kernels that call the layers.",
+        )
     for name, value in expected.items():
-        error = float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
+        error = float((found[name].float() - value.float()).norm() / value.float().norm().clamp(min=1e-12))
         # A comparison with NaN is false.
         if not error <= MAX_ERRORS[dtype]:
             raise KernelsUnsuitable(
@@ -115,18 +120,26 @@ def prove_replacement(
             )
 
 
-def _compute(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the logits and the gradients of a batch of two rows."""
+def _compute(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Return the logits and gradients of a batch of two rows, and the names of the linear layers called."""
     model.zero_grad()
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
     tokens = torch.arange(2 * 24, device=model.device).reshape(2, 24) * 7 % VOCABULARY
     logits = model(input_ids=tokens, use_cache=False).logits.float()
     logits.logsumexp(-1).mean().add(logits.square().mean()).backward()
+    for hook in hooks:
+        hook.remove()
     gradients = {
-        f"the gradient of {name}": parameter.grad.float()
+        f"the gradient of {name}": parameter.grad
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-    return {"the output": logits.detach(), **gradients}
+    return {"the output": logits.detach(), **gradients}, called
 
 
 def _replace_with_liger(model: PreTrainedConfig) -> Replace:

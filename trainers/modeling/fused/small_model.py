@@ -10,13 +10,18 @@ from trainers.modeling.multimodal.architectures import auto_class
 
 # About 1.2 GB in fp32, and two seconds to fill with random values.
 MAX_PARAMETERS: Final = 300_000_000
+# On a GPU: two layers of a model of 70 billion parameters, which are filled at once.
+MAX_DEVICE_PARAMETERS: Final = 2_000_000_000
+CPU: Final = torch.device("cpu")
 VOCABULARY: Final = 128
 MIN_LAYERS: Final = 2
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 MAX_EXPERTS: Final = 8
 
 
-def build_small_model(model: PreTrainedConfig, attention: str) -> PreTrainedModel | None:
+def build_small_model(
+    model: PreTrainedConfig, attention: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel | None:
     """Return a model with random weights and the first layers of each kind; None if that is too large."""
     config = deepcopy(model)
     text = config.get_text_config()
@@ -42,11 +47,12 @@ def build_small_model(model: PreTrainedConfig, attention: str) -> PreTrainedMode
             setattr(text, name, value)
     with torch.device("meta"):
         empty = auto_class(config).from_config(config, trust_remote_code=False)
-    if sum(parameter.numel() for parameter in empty.parameters()) > MAX_PARAMETERS:
+    limit = MAX_PARAMETERS if device.type == "cpu" else MAX_DEVICE_PARAMETERS
+    if sum(parameter.numel() for parameter in empty.parameters()) > limit:
         return None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), device:
         torch.manual_seed(0)
         small: PreTrainedModel = auto_class(config).from_config(
-            config, trust_remote_code=False, attn_implementation=attention, dtype=torch.float32
+            config, trust_remote_code=False, attn_implementation=attention, dtype=dtype
         )
     return small
