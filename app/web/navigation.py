@@ -20,4 +20,5 @@ NAVIGATION = (
     NavigationItem("/datasets", "datasets"),
     NavigationItem("/evaluations", "evaluations", others=("/leaderboard",)),
     NavigationItem("/comparisons", "comparisons", others=("/compare",)),
+    NavigationItem("/models", "models"),
 )

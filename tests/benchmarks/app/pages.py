@@ -16,6 +16,7 @@ from tests.benchmarks.app.load import time_call
 from tests.benchmarks.report import format_milliseconds, p50, print_table
 from tests.e2e.web.conftest import seeded_service
 from tests.integration.app.web import seeded_datasets
+from tests.e2e.web.test_models_page import find_model
 
 MAX_RATIO = 3.0
 Runs = dict[str, list[Run]]
@@ -40,6 +41,8 @@ VIEWS = [
         lambda runs: f"/jobs/{runs['ko-en-news'][0].job_id}",
         lambda runs: f"/api/v1/jobs/{runs['ko-en-news'][0].job_id}",
     ),
+    MeasuredView("models", lambda _: "/models", lambda _: "/api/v1/models"),
+    MeasuredView("model", lambda _: f"/models/{find_model()}", lambda _: f"/api/v1/models/{find_model()}"),
     MeasuredView(
         "evaluations",
         lambda _: "/evaluations",

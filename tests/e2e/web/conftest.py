@@ -20,7 +20,7 @@ from app.storage.database import get_engine
 from app.storage.opening import get_store
 from app.tables import Run
 from tests.e2e.platform import Platform, kill
-from tests.integration.app.web import seeded_jobs, seeded_results
+from tests.integration.app.web import seeded_jobs, seeded_models, seeded_results
 from tests.services import fail_or_skip
 
 CHROMIUM = "/usr/bin/chromium"
@@ -128,6 +128,8 @@ def seed(folder: Path) -> dict[str, list[Run]]:
         runs = seeded_jobs.add_shown_jobs()
         seeded_jobs.add_metrics(runs["ko-en-news"][0], N_METRICS)
         seeded_results.add_results(runs, folder)
+        seeded_models.add_many_models(N_JOBS)
+        seeded_models.add_lineage(folder)
     platform.client.close()
     return runs
 
