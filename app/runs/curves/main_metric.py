@@ -54,6 +54,8 @@ PREFERRED = (
 
 def choose_value(name: str) -> MetricChoice:
     """Return which value of a metric is its best: by its name, as programs choose the names."""
+    if name in dict(PREFERRED):
+        return dict(PREFERRED)[name]
     plain = name.removeprefix("validation_")
     if plain.endswith(("loss", "perplexity")):
         return MetricChoice.lowest

@@ -30,6 +30,8 @@ from app.web.rendering import render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "checkpoints/parts.jinja"
+# Each has four buttons or reasons, so as many take the time of 50 plain rows.
+PAGE_CHECKPOINTS = 25
 # Metrics that need no further values; a job spec can name all.
 SIMPLE_METRICS = ("exact_match", "maths_exact_match", "chrf", "bleu", "rouge_l", "f1")
 
@@ -129,7 +131,9 @@ def deploy_checkpoint(
 def _checkpoint_view(run_id: str, after: str | None, step: int | None) -> LiveView[CheckpointList]:
     def load(session: Session) -> CheckpointList:
         run = get_run(session, run_id)
-        checkpoints, following = list_checkpoints(session, run_id, PageQuery(after=after))
+        checkpoints, following = list_checkpoints(
+            session, run_id, PageQuery(after=after, limit=PAGE_CHECKPOINTS)
+        )
         chosen = choose_metric(checkpoints)
         selected = next((each for each in checkpoints if each.step == step), None)
         datasets: Sequence[Dataset] = []
@@ -139,7 +143,8 @@ def _checkpoint_view(run_id: str, after: str | None, step: int | None) -> LiveVi
             run=run_summary_view(run),
             checkpoints=checkpoints,
             uses=list_uses(session, run, checkpoints),
-            best=find_best(checkpoints),
+            # The best of a part of the checkpoints would be taken for the best of all.
+            best=find_best(checkpoints) if after is None and following is None else None,
             metric=chosen[0] if chosen is not None else None,
             selected=selected,
             datasets=[(dataset.id, dataset.name) for dataset in datasets],

@@ -112,7 +112,7 @@ def test_a_thousand_checkpoints_are_pages(browser: Browser, make_job: MakeJob) -
     following = re.search(r'rel="next" href="([^"]+)"', first)
     assert following is not None
     second = browser.get(path_of(run) + following[1]).text
-    assert shown_steps(first)[-1] == "951" and shown_steps(second)[0] == "950"
+    assert shown_steps(first)[-1] == "976" and shown_steps(second)[0] == "975"
 
 
 def test_the_api_returns_the_values_of_each_checkpoint(browser: Browser, make_job: MakeJob) -> None:

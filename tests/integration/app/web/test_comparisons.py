@@ -75,12 +75,15 @@ def test_runs_are_shown_with_curves_values_and_what_differs(browser: Browser, ma
     for run in runs:
         seeded_jobs.add_metrics(run, 40)
         with transaction() as session:
-            summary = extend_summary(extend_summary({}, {"loss": 2.0}, 1), {"loss": 3.0}, 40)
+            summary = extend_summary(
+                extend_summary({}, {"validation_loss": 2.0}, 1), {"validation_loss": 3.0, "loss": 0.5}, 40
+            )
             session.get_one(Run, run.id).metrics = summary
     shown = browser.get("/compare?" + "&".join(f"run={run.id}" for run in runs)).text
     assert shown.count("<polyline") == 2
     assert "<code>learning_rate</code>" in shown and "<code>seed</code>" not in shown
     assert re.search(r"<b>2</b>.*step 1, last 3", shown)
+    assert re.search(r">loss <span[^>]*>last", shown)
 
 
 def test_a_curve_has_a_bounded_number_of_points_with_the_mean_of_each_part(make_job: MakeJob) -> None:
