@@ -50,7 +50,7 @@ VIEWS = [
     ),
     MeasuredView("comparisons", lambda _: "/comparisons", lambda _: "/api/v1/comparisons"),
     MeasuredView(
-        "two runs: 10,180 points against 200",
+        "two runs: 11,000 points against 200",
         lambda runs: f"/compare?run={runs['ko-en-news'][0].id}&run={runs['ko-en-news-lr-sweep'][0].id}",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/metrics?limit=200",
     ),
