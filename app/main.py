@@ -45,7 +45,7 @@ from app.scheduling.sweeper import create_sweeper
 from app.settings import get_settings
 from app.storage import endpoints as storage
 from app.storage.database import get_engine
-from app.web.application import mount_pages, share_stopping
+from app.web.application import mount_pages, share_state
 from app.webhooks import endpoints as webhooks
 from app.webhooks.sender import WebhookSender
 from app.worker_credentials import endpoints as worker_credentials
@@ -115,8 +115,8 @@ def configure_app(app: FastAPI, limits: RateLimits | None = None, counted: Count
     """Apply the settings, in place of earlier ones: tests serve one application with the settings of each."""
     origins = OriginPolicy(get_settings().allowed_origins)
     app.state.stopping = threading.Event()
-    share_stopping(app, app.state.stopping)
     app.state.gateway = create_gateway(origins, limits or RateLimits())
+    share_state(app)
     app.state.counted = counted
     app.state.readiness = health.ReadinessChecks()
     app.middleware_stack = None

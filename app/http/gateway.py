@@ -78,8 +78,7 @@ def _is_for_gateway(method: str, path: str) -> bool:
 async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
     """Require the scope `inference`; raise InvalidApiKey or PermissionDenied."""
     try:
-        caller, tokens_today = await run_in_threadpool(_authenticate, client)
-        caller.require(Scope.inference)
+        return await run_in_threadpool(_authenticate, client)
     except (OSError, *DATABASE_UNAVAILABLE) as error:
         logger.warning("cannot check API keys: %s", describe_error(error))
         raise KeyCheckUnavailable(RETRY_AFTER_SECONDS) from error
@@ -87,6 +86,16 @@ async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
         raise InvalidApiKey(_message_with_hint(error)) from error
     except HttpError as error:
         raise PermissionDenied(_message_with_hint(error)) from error
+
+
+def authorize_caller(caller: auth.Caller) -> AuthorizedClient:
+    """Return a caller as a client of the gateway; raise Forbidden without the scope `inference`."""
+    caller.require(Scope.inference)
+    tokens_today = 0
+    if caller.tokens_per_day is not None:
+        with read_session() as session:
+            counts = token_use.count_tokens_today(session, [caller.key_id])
+        tokens_today = counts.get(caller.key_id, 0)
     return AuthorizedClient(
         caller.key_id,
         caller.requests_per_minute,
@@ -97,13 +106,8 @@ async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
     )
 
 
-def _authenticate(client: ClientIdentity) -> tuple[auth.Caller, int]:
-    """Return the caller, and the tokens that its key has used today if they are limited."""
-    caller = auth.authenticate(client.token(), client.host, client.address, client.forwarded)
-    if caller.tokens_per_day is None:
-        return caller, 0
-    with read_session() as session:
-        return caller, token_use.count_tokens_today(session, [caller.key_id]).get(caller.key_id, 0)
+def _authenticate(client: ClientIdentity) -> AuthorizedClient:
+    return authorize_caller(auth.authenticate(client.token(), client.host, client.address, client.forwarded))
 
 
 class SqlRoutingTable(CachedRoutingTable):

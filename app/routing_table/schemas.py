@@ -47,6 +47,18 @@ class RouteView(BaseModel):
     )
 
 
+class ChatModelView(BaseModel):
+    """A name that a caller can chat with."""
+
+    name: str = Field(description="Name that clients send as `model`.")
+    status: str = Field(
+        description="`ready`; `asleep`, which a request ends; `queued` or `starting` for the first time; or "
+        "`stopped` if the alias has no deployment left."
+    )
+    shares: int = Field(description="Number of deployments that share the requests.")
+    stores: bool = Field(description="Whether answers are stored whose storage is requested.")
+
+
 class RouteUseCreate(Config):
     """Deployments that served requests recently."""
 

@@ -7,9 +7,12 @@ from sqlmodel import Session, col
 
 from app.aliases.promotions import list_measured_versions
 from app.aliases.targets import find_name_holders, list_all_aliases, list_first_starts
-from app.routing_table.schemas import RouteTargetView, RouteView
+from app.http.auth import Caller
+from app.routing_table.schemas import ChatModelView, RouteTargetView, RouteView
 from app.storage.database import database_now
-from app.tables import Alias, Deployment
+from app.tables import Alias, Deployment, DeploymentStatus
+from serving.gateway.rate_limits import AuthorizedClient
+from trainers.configs import EngineTask
 
 
 def list_routes(session: Session) -> list[RouteView]:
@@ -34,6 +37,37 @@ def list_routes(session: Session) -> list[RouteView]:
         _view_alias_route(alias, holders, measured.get(alias.name)) for alias in list_all_aliases(session)
     ]
     return [*deployed, *starting, *aliased]
+
+
+def list_chat_models(session: Session, caller: Caller) -> list[ChatModelView]:
+    """Return the names that generate text and that a caller may use, the ready and the newest first."""
+    client = AuthorizedClient(models=caller.models)
+    routes = [
+        route
+        for route in list_routes(session)
+        if client.may_use(route.name)
+        and (not route.targets or any(target.task is not EngineTask.embed for target in route.targets))
+    ]
+    routes.sort(key=lambda route: route.created_at, reverse=True)
+    views = [
+        ChatModelView(
+            name=route.name,
+            status=_chat_status(route),
+            shares=len(route.targets),
+            stores=any(target.store_days for target in route.targets),
+        )
+        for route in routes
+    ]
+    return sorted(views, key=lambda view: view.status != DeploymentStatus.ready)
+
+
+def _chat_status(route: RouteView) -> str:
+    if route.not_ready is not None:
+        return route.not_ready
+    if any(target.base_url for target in route.targets):
+        return DeploymentStatus.ready
+    reachable = any(target.deployment_id for target in route.targets)
+    return DeploymentStatus.asleep if reachable else DeploymentStatus.stopped
 
 
 def view_target(deployment: Deployment, share: float) -> RouteTargetView:

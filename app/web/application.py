@@ -1,7 +1,5 @@
 """The application of the pages, mounted at the root of the service."""
 
-import threading
-
 from fastapi import Depends, FastAPI
 from starlette.routing import BaseRoute, Route
 
@@ -9,7 +7,7 @@ from app.http.text_check import refuse_unstorable_text
 from app.web import static_files
 from app.web.errors import install_page_errors
 from app.web.mount import PagesMount
-from app.web.views import account, checkpoints, jobs, models
+from app.web.views import account, chat, checkpoints, jobs, models
 from app.web.views.comparisons import evaluations as evaluation_comparisons
 from app.web.views.comparisons import runs as run_comparisons
 from app.web.views.datasets import listing as dataset_list
@@ -35,6 +33,7 @@ VIEWS = (
     dataset_upload,
     dataset_page,
     models,
+    chat,
 )
 
 
@@ -68,7 +67,8 @@ def mount_pages(app: FastAPI) -> None:
     app.state.pages = pages
 
 
-def share_stopping(app: FastAPI, stopping: threading.Event) -> None:
-    """Make the streams of the pages end when the service stops."""
+def share_state(app: FastAPI) -> None:
+    """Give the pages the gateway, and the event upon which their streams end."""
     if (pages := getattr(app.state, "pages", None)) is not None:
-        pages.state.stopping = stopping
+        pages.state.stopping = app.state.stopping
+        pages.state.gateway = app.state.gateway

@@ -21,4 +21,5 @@ NAVIGATION = (
     NavigationItem("/evaluations", "evaluations", others=("/leaderboard",)),
     NavigationItem("/comparisons", "comparisons", others=("/compare",)),
     NavigationItem("/models", "models"),
+    NavigationItem("/chat", "chat"),
 )

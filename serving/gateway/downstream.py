@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from serving.gateway.rate_limits import AuthorizedClient
 from serving.http.addresses import is_forwarded
 
 Headers = list[tuple[bytes, bytes]]
@@ -34,6 +35,8 @@ class GatewayRequest:
     headers: Mapping[bytes, bytes]
     address: str
     body: bytes
+    client: AuthorizedClient | None = None
+    """The client, if the parent application has authorized it in another way than by its headers."""
 
     def identity(self) -> ClientIdentity:
         """Return the client's identity."""

@@ -146,7 +146,7 @@ class Gateway:
 
     def handle(self, request: GatewayRequest, downstream: Downstream) -> asyncio.Task[None] | None:
         """Handle a request: at once, or in a task if the client or the routes must be looked up first."""
-        client = self.cached_client(request.identity())
+        client = request.client or self.cached_client(request.identity())
         if client is not None and self.routes.is_fresh() and not self._must_ask_engines(request):
             return self._dispatch(request, client, downstream)
         return asyncio.get_running_loop().create_task(self._prepare(request, downstream))
@@ -158,7 +158,7 @@ class Gateway:
     async def _prepare(self, request: GatewayRequest, downstream: Downstream) -> None:
         try:
             identity = request.identity()
-            client = self.cached_client(identity) or await self.authorize(identity)
+            client = request.client or self.cached_client(identity) or await self.authorize(identity)
             if not self.routes.is_fresh():
                 await self.routes.refresh()
             if self._must_ask_engines(request):

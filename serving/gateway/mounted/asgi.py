@@ -12,6 +12,7 @@ from serving.gateway.downstream import (
     client_identity,
 )
 from serving.gateway.gateway import Gateway
+from serving.gateway.rate_limits import AuthorizedClient
 from serving.http.errors import BodyTooLarge
 from serving.http.limits import MAX_BODY_BYTES
 
@@ -62,6 +63,16 @@ class AsgiGateway:
             request = GatewayRequest(scope["method"], path, headers, address, body)
             task = self.gateway.handle(request, downstream)
         await downstream.forward(receive, send, task)
+
+    async def serve(
+        self, client: AuthorizedClient, path: str, body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a request that the parent has read, as one for a path below /v1 by a client it authorized."""
+        address = scope["client"][0] if scope.get("client") else ""
+        downstream = AsgiDownstream()
+        headers = dict(scope["headers"])
+        request = GatewayRequest(scope["method"], path, headers, address, body, client)
+        await downstream.forward(receive, send, self.gateway.handle(request, downstream))
 
     async def aclose(self) -> None:
         """Close the connections to the engines."""

@@ -59,6 +59,7 @@ VIEWS = [
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/checkpoints",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/checkpoints",
     ),
+    MeasuredView("chat", lambda _: "/chat", lambda _: "/api/v1/routes"),
     MeasuredView(
         "run",
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}",
