@@ -107,9 +107,9 @@ async def complete_chat(
 def rate_answers(
     session: WriteSession,
     visitor: CurrentVisitor,
-    first: CompletionId,
-    second: CompletionId,
     rating: Annotated[Rating, Form()],
+    first: CompletionId = "",
+    second: CompletionId = "",
 ) -> Response:
     """Keep the rating of a pair with those of its answers that are stored."""
     assert visitor.caller is not None
