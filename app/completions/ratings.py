@@ -24,7 +24,7 @@ RESULTS = {
 
 
 def rate_pair(session: Session, caller: Caller, first: str, second: str, rating: Rating) -> int:
-    """Keep the rating of two answers with those that are stored, and return how many these are.
+    """Keep a rating in the metadata of those of both answers that are stored, and return how many these are.
 
     Each gets `rating`, and `compared_with`, the id of the other one. A later rating replaces it.
     """
