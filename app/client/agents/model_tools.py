@@ -121,14 +121,18 @@ class ModelTools:
         ],
         message: Annotated[str, Field(description="The user's message.")],
         system: str | None = None,
-        max_tokens: Annotated[int, Field(ge=1, le=4096)] = 256,
+        max_tokens: Annotated[
+            int | None, Field(ge=1, description="Default: what the model's window leaves.")
+        ] = None,
         temperature: Annotated[float, Field(ge=0, le=2)] = 0.0,
         seed: int = 0,
     ) -> ChatAnswer:
         """Send the same message to one deployed model or several, with the same seed."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": message})
-        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        options: dict[str, Any] = {"temperature": temperature, "seed": seed}
+        if max_tokens is not None:
+            options["max_tokens"] = max_tokens
         replies = {name: str(await self._client.chat(name, messages, **options)) for name in models}
         return ChatAnswer(replies=replies)
 

@@ -4,6 +4,7 @@ Tolerances are those of fp32: compiled code adds in another order. The matrix ov
 minutes of compilation and is slow; every run has one case.
 """
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.testing import assert_close
 
 from tests.integration.trainers.conftest import events, losses
@@ -67,9 +69,21 @@ def sft(starter: Path, training_rows: str) -> Stage:
     return {"stage": "sft", "base": str(starter), "dataset": training_rows, **SHORT}
 
 
-def test_a_compiled_run_has_the_losses_and_files_of_any_other(sft: Stage, tmp_path: Path) -> None:
+@pytest.fixture
+def folder_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the folder of torch's own cache, with the environment that importing torch leaves."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    return default_cache_dir()
+
+
+def test_a_compiled_run_has_the_losses_and_files_of_any_other(
+    sft: Stage, tmp_path: Path, folder_of_torch: str
+) -> None:
     # One micro-batch a step, of full tuning: one variant of the layer is compiled.
     assert_equal_runs(sft | FULL | {"attention": "sdpa", "max_steps": 2, "batch_size": 2}, tmp_path)
+    # Compiled code goes with the run: torch's own folder would grow for ever.
+    assert not any(Path(folder_of_torch).rglob("*.so"))
 
 
 @pytest.mark.slow

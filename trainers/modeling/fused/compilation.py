@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._triton import has_triton
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -160,12 +161,18 @@ def report_limit(warn: Callable[[str, str], None]) -> Iterator[None]:
 
 @contextmanager
 def _cache_folder(folder: Path) -> Iterator[None]:
-    """Let torch cache compiled code where it is removed with the run, unless the operator has a folder."""
-    if CACHE_VARIABLE in os.environ:
+    """Let torch cache compiled code where it is removed with the run, unless the operator has a folder.
+
+    Torch sets the variable to its own folder, which has no limit, when it is imported.
+    """
+    before = os.environ.get(CACHE_VARIABLE)
+    if before not in (None, default_cache_dir()):
         yield
         return
     os.environ[CACHE_VARIABLE] = str(folder)
     try:
         yield
     finally:
-        del os.environ[CACHE_VARIABLE]
+        os.environ.pop(CACHE_VARIABLE)
+        if before is not None:
+            os.environ[CACHE_VARIABLE] = before
