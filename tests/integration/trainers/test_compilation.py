@@ -73,8 +73,9 @@ def sft(starter: Path, training_rows: str) -> Stage:
 def folder_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the folder of torch's own cache, with the environment that importing torch leaves."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
-    return default_cache_dir()
+    folder = str(default_cache_dir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+    return folder
 
 
 def test_a_compiled_run_has_the_losses_and_files_of_any_other(
