@@ -15,12 +15,17 @@ from app.web.views.datasets import page as dataset_page
 from app.web.views.datasets import upload as dataset_upload
 from app.web.views.evaluations import listing as evaluation_list
 from app.web.views.evaluations import page as evaluation_page
+from app.web.views.new_job import page as new_job
+from app.web.views.new_job import preflight as new_job_preflight
 from app.web.views.runs import page as runs
 from app.web.views.runs import samples
 from serving.http.limits import MAX_BODY_BYTES
 
 VIEWS = (
     account,
+    # Before `jobs`, whose pages of a job have one path below.
+    new_job,
+    new_job_preflight,
     jobs,
     checkpoints,
     runs,

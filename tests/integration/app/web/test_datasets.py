@@ -65,7 +65,7 @@ def test_a_fault_is_shown_with_line_field_reason_and_fix(browser: Browser) -> No
     shown = browser.get(f"/datasets/{dataset_id}").text
     cells = re.findall(r'data-label="(?:Row|Field)">\s*(?:<code>)?([^<]*)', shown)
     assert "2" in cells and "completion" in cells
-    assert "Jobs cannot use this file" in shown
+    assert "Jobs cannot use this file" in shown and "Train on it" not in shown
     assert "2 faults" in browser.get("/datasets").text
 
 

@@ -1,0 +1,85 @@
+// The form of a new job: errors at their fields, the side that was changed last, and the draft over a reload.
+const form = document.getElementById("job-form");
+const csrf = document.querySelector('meta[name="csrf"]').content;
+const place = new URL(location.href);
+place.searchParams.delete("preflight");
+const DRAFT = `tunesmith-draft ${place.pathname}${place.search}`;
+const VOLATILE = ["csrf", "key", "do", "source"];
+let focused = null;
+let opened = [];
+
+form.addEventListener("input", (event) => {
+  form.elements.source.value = event.target.id === "json" ? "json" : "form";
+  keep();
+}, true);
+
+// Parts are replaced: what had the focus gets it again, and what was open stays open.
+document.addEventListener("htmx:before:swap", () => {
+  focused = document.activeElement?.id;
+  opened = [...document.querySelectorAll("details.folded[open]")].map((each) => each.id);
+});
+document.addEventListener("htmx:after:swap", restoreView);
+
+document.addEventListener("htmx:after:request", ({ detail: { ctx } }) => {
+  // The job was submitted, so its draft is done; another redirect leads to the login and back.
+  if (ctx.hx?.redirect?.startsWith("/jobs/job_")) sessionStorage.removeItem(DRAFT);
+});
+
+document.getElementById("discard").addEventListener("click", () => {
+  sessionStorage.removeItem(DRAFT);
+  location.reload();
+});
+
+function restoreView() {
+  for (const id of opened) {
+    const details = document.getElementById(id);
+    if (details) details.open = true;
+  }
+  if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus();
+  showErrors();
+  if (form.elements.source.value === "form") keep();
+}
+
+function showErrors() {
+  const errors = JSON.parse(document.getElementById("plan").dataset.fields);
+  for (const shown of form.querySelectorAll("[data-error]")) {
+    const message = errors[shown.dataset.error] ?? "";
+    shown.textContent = message;
+    document.getElementById(`f-${shown.dataset.error}`)?.setAttribute("aria-invalid", String(message !== ""));
+  }
+}
+
+// A link to a field opens what hides it.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('#plan a[href^="#f-"]');
+  const field = link && document.getElementById(link.getAttribute("href").slice(1));
+  if (!field) return;
+  event.preventDefault();
+  const details = field.closest("details");
+  if (details) details.open = true;
+  field.focus();
+});
+
+function keep() {
+  const entries = [...new FormData(form)].filter(([name]) => !VOLATILE.includes(name));
+  sessionStorage.setItem(DRAFT, JSON.stringify([form.elements.source.value, entries]));
+}
+
+async function restore() {
+  const kept = sessionStorage.getItem(DRAFT);
+  if (kept === null || form.querySelector("button.primary[data-disabled]")) return;
+  const [source, entries] = JSON.parse(kept);
+  const shown = JSON.stringify([...new FormData(form)].filter(([name]) => !VOLATILE.includes(name)));
+  if (JSON.stringify(entries) === shown) return;
+  const body = new URLSearchParams([...entries, ["source", source], ["key", form.elements.key.value], ["render", "1"]]);
+  const headers = { "X-CSRF-Token": csrf, "HX-Request": "true", "HX-Current-URL": location.href };
+  const response = await fetch("/jobs/new", { method: "POST", headers, body });
+  if (!response.ok) return;
+  form.elements.source.value = source;
+  if (source === "json") document.getElementById("json").value = new Map(entries).get("json");
+  await htmx.swap({ text: await response.text(), sourceElement: form, target: form, swap: "none" });
+  document.getElementById("restored").hidden = false;
+  showErrors();
+}
+
+restore();

@@ -1,0 +1,52 @@
+"""The check of a draft: the validation and the dry run of the API, with errors by field."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from app.http.error_responses import list_field_errors
+from app.http.errors import HttpError, UnprocessableContent
+from app.jobs import service
+from app.jobs.schemas import DryRunView, JobCreate
+from app.settings import Settings
+from app.web.views.new_job.draft import Spec
+
+
+@dataclass(frozen=True)
+class CheckedDraft:
+    """The plan of a draft, or why there is none."""
+
+    plan: DryRunView | None = None
+    error: dict[str, Any] | None = None
+    """Code, message and hint, if the errors are not those of fields alone."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Messages by the path of the field."""
+
+
+def parse_spec(spec: Spec) -> JobCreate:
+    """Return the validated spec; raises UnprocessableContent with each invalid field, as the API does."""
+    try:
+        return JobCreate.model_validate(spec)
+    except ValidationError as error:
+        details = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        fields = list_field_errors(details, spec)
+        first = f"{fields[0]['field']}: {fields[0]['message']}"
+        raise UnprocessableContent(first, fields=fields) from error
+
+
+def check_draft(session: Session, settings: Settings, spec: Spec, key_id: str) -> CheckedDraft:
+    """Return the plan of a spec, or its errors."""
+    try:
+        return CheckedDraft(plan=service.dry_run(session, settings, parse_spec(spec), key_id))
+    except HttpError as error:
+        if error.status >= 500:
+            raise
+        return describe_error(error)
+
+
+def describe_error(error: HttpError) -> CheckedDraft:
+    """Return a refusal, with its fields if it names any."""
+    fields = {each["field"]: each["message"] for each in error.fields or []}
+    return CheckedDraft(error=None if fields else error.as_dict(), fields=fields)

@@ -1,0 +1,199 @@
+"""A job spec that is being written: from the inputs of the form to JSON, and back to inputs.
+
+The name of an input is the letter of its kind and the path in the spec, such as `n:stages.0.epochs`. An empty
+input removes the field, so that its default applies. What has no input stays as it is in the JSON.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from app.http.errors import UnprocessableContent
+from app.web.views.new_job.schema import InputKind, stage_form
+from trainers.configs import StageKind
+
+Spec = dict[str, Any]
+MAX_STAGES = 20
+
+
+class DraftUnreadable(UnprocessableContent):
+    """The JSON of a draft cannot be read."""
+
+
+def parse_json(text: str) -> Spec:
+    """Return the spec of a text; raises DraftUnreadable with the line of the error."""
+    try:
+        spec = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise DraftUnreadable(f"The text is not JSON: {place}.", hint="Correct the named line.") from error
+    except (ValueError, RecursionError) as error:
+        raise DraftUnreadable(f"The text is not JSON: {error}.", hint="Shorten it.") from error
+    if not isinstance(spec, dict):
+        raise DraftUnreadable("The text is not a JSON object.", hint="A job spec begins with {.")
+    return spec
+
+
+def format_json(spec: Spec) -> str:
+    """Return a spec as people read it."""
+    return json.dumps(spec, ensure_ascii=False, indent=2)
+
+
+def apply_inputs(spec: Spec, inputs: Mapping[str, list[str]]) -> Spec:
+    """Return the spec with the values of the form's inputs."""
+    spec = deepcopy(spec)
+    changed = _change_kinds(spec, inputs)
+    for name, texts in inputs.items():
+        letter, colon, path = name.partition(":")
+        parts = path.split(".")
+        if not colon or letter not in set(InputKind) or any(path.startswith(each) for each in changed):
+            continue
+        value = _parse(InputKind(letter), texts)
+        _remove(spec, parts) if value is None else _set(spec, parts, value)
+    for index, stage in enumerate(_stages(spec)):
+        if f"stages.{index}." in changed:
+            _keep_known(stage)
+    return spec
+
+
+def add_stage(spec: Spec, kind: StageKind) -> Spec:
+    """Return the spec with another stage, which uses the output of an earlier one where that is usual."""
+    spec = deepcopy(spec)
+    stages = spec.setdefault("stages", [])
+    stage: Spec = {"stage": kind.value}
+    fields = kind.stage.config.model_fields
+    trained = [
+        each
+        for each in _stages(spec)
+        if each.get("stage") in set(StageKind) and StageKind(each["stage"]).trains
+    ]
+    if trained and "model" in fields:
+        stage["model"] = {"stage": trained[-1].get("name") or trained[-1]["stage"]}
+        if "baseline" in fields and "base" in trained[-1]:
+            stage["baseline"] = trained[-1]["base"]
+    if "deployment" in fields and kind is StageKind.deploy:
+        stage["deployment"] = "my-model"
+    if isinstance(stages, list) and len(stages) < MAX_STAGES:
+        stages.append(stage)
+    return spec
+
+
+def remove_stage(spec: Spec, index: int) -> Spec:
+    """Return the spec without a stage."""
+    spec = deepcopy(spec)
+    if 0 <= index < len(_stages(spec)):
+        del spec["stages"][index]
+    return spec
+
+
+def shape_of(spec: Spec) -> list[Any]:
+    """Return what decides which inputs a form has: kinds of stages, presets and the members of unions."""
+    shape: list[Any] = []
+    for stage in _stages(spec):
+        if stage.get("stage") not in set(StageKind):
+            shape.append(None)
+            continue
+        unions = stage_form(StageKind(stage["stage"]), stage).unions
+        members = [read_path(stage, (*path, name)) for path, (name, _) in unions.items()]
+        shape.append((stage["stage"], stage.get("preset"), members))
+    return shape
+
+
+def read_path(value: Any, path: tuple[str, ...]) -> Any:
+    """Return the value at a path; None where there is none."""
+    for part in path:
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.get(part)
+        else:
+            return None
+    return value
+
+
+def show_value(kind: InputKind, value: Any) -> str:
+    """Return a value as the text of its input."""
+    if value is None or kind is InputKind.presets:
+        return ""
+    if kind is InputKind.choice:
+        return json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _stages(spec: Spec) -> list[Spec]:
+    stages = spec.get("stages")
+    return [each for each in stages if isinstance(each, dict)] if isinstance(stages, list) else []
+
+
+def _change_kinds(spec: Spec, inputs: Mapping[str, list[str]]) -> list[str]:
+    """Set the kinds of stages and the members of unions that differ; return their paths."""
+    changed = []
+    for index, stage in enumerate(_stages(spec)):
+        prefix = f"stages.{index}."
+        given = _parse(InputKind.choice, inputs.get(f"c:{prefix}stage", []))
+        if given is not None and given != stage.get("stage"):
+            stage["stage"] = given
+            changed.append(prefix)
+        if stage.get("stage") not in set(StageKind):
+            continue
+        for path, (member, default) in stage_form(StageKind(stage["stage"]), stage).unions.items():
+            place = f"{prefix}{'.'.join(path)}."
+            chosen = _parse(InputKind.choice, inputs.get(f"c:{place}{member}", [])) or default
+            if f"c:{place}{member}" in inputs and chosen != (read_path(stage, (*path, member)) or default):
+                _set(stage, list(path), {member: chosen})
+                changed.append(place)
+    return changed
+
+
+def _keep_known(stage: Spec) -> None:
+    """Remove the fields that the stage's new kind does not have."""
+    if stage.get("stage") in set(StageKind):
+        known = StageKind(stage["stage"]).stage.config.model_fields
+        for name in [name for name in stage if name not in known]:
+            del stage[name]
+
+
+def _parse(kind: InputKind, texts: list[str]) -> Any:
+    """Return the value of an input; None if it is empty. What cannot be read stays text, which is checked."""
+    given = [text.strip() for text in texts if text.strip()]
+    if not given:
+        return None
+    if kind is InputKind.presets:
+        return given[0] if len(given) == 1 else given
+    text = given[-1]
+    if kind is InputKind.text or (kind is InputKind.reference and text[0] not in '{["'):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if kind is InputKind.number and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return text
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _set(spec: Any, path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        following = _step(spec, part)
+        if following is None and isinstance(spec, dict):
+            following = spec[part] = {}
+        spec = following
+    if isinstance(spec, dict):
+        spec[path[-1]] = value
+
+
+def _remove(spec: Any, path: list[str]) -> None:
+    """Remove a value, and the object around it if it becomes empty."""
+    parent = read_path(spec, tuple(path[:-1]))
+    # An empty input also shows a null, which overrides the value of a preset.
+    if not isinstance(parent, dict) or parent.get(path[-1]) is None:
+        return
+    del parent[path[-1]]
+    if not parent and len(path) > 1:
+        _remove(spec, path[:-1])
+
+
+def _step(value: Any, part: str) -> Any:
+    return read_path(value, (part,))

@@ -1,0 +1,279 @@
+"""The form of a new job: each change is checked by a dry run, and form and JSON follow each other."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlmodel import Session
+from starlette.concurrency import run_in_threadpool
+
+from app.datasets import service as datasets
+from app.http.errors import HttpError
+from app.http.paging import PageQuery
+from app.jobs import service
+from app.jobs.examples import JOB_EXAMPLES
+from app.settings import get_settings
+from app.storage.database import read_session
+from app.web.live import Parts
+from app.web.rendering import render_macro, render_page, render_partial
+from app.web.views.new_job import preflight
+from app.web.views.new_job.checks import CheckedDraft, check_draft, describe_error, parse_spec
+from app.web.views.new_job.commands import list_commands
+from app.web.views.new_job.draft import (
+    DraftUnreadable,
+    Spec,
+    add_stage,
+    apply_inputs,
+    format_json,
+    parse_json,
+    read_path,
+    remove_stage,
+    shape_of,
+    show_value,
+)
+from app.web.views.new_job.schema import InputKind, encode_option, job_fields, stage_form, summarize_stages
+from app.web.visitor import CurrentVisitor, Visitor, view_router
+from trainers.configs import StageKind
+from trainers.configs.presets import apply_presets, load_presets
+
+PARTS = "new_job/parts.jinja"
+MAX_SUGGESTIONS = 50
+
+router = view_router()
+
+JobId = Annotated[str | None, Query(pattern=r"^job_[0-9a-z]{1,40}$")]
+DatasetId = Annotated[str | None, Query(pattern=r"^dataset_[0-9a-z]{1,40}$")]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A spec with its text, which differs from it while the text cannot be read, and its check."""
+
+    spec: Spec
+    text: str
+    checked: CheckedDraft
+    key: str
+    """Part of the idempotency key: a form that is sent twice creates one job."""
+
+
+@router.get("/jobs/new")
+def show_form(
+    request: Request,
+    visitor: CurrentVisitor,
+    source: Annotated[JobId, Query(alias="from")] = None,
+    example: Annotated[str | None, Query(max_length=100)] = None,
+    dataset: DatasetId = None,
+    checked: Annotated[JobId, Query(alias="preflight")] = None,
+) -> Response:
+    """Show the form, filled from a job, an example or a dataset, with the preflight that was started."""
+    assert visitor.caller is not None
+    with read_session() as session:
+        spec = _start(session, source, example, dataset)
+        draft = _check(session, visitor, spec, format_json(spec), secrets.token_hex(16))
+        suggestions = _suggest(session)
+        state = preflight.load(session, checked) if checked else None
+    return _render_form(request, visitor, draft, suggestions, state)
+
+
+@router.post("/jobs/new")
+async def change_form(request: Request, visitor: CurrentVisitor) -> Response:
+    """Check, change, preflight or submit the draft of a form; `do` says which."""
+    form = await request.form()
+    inputs = {name: [str(each) for each in form.getlist(name)] for name in form}
+    return await run_in_threadpool(_change, request, visitor, inputs)
+
+
+def _change(request: Request, visitor: Visitor, inputs: Mapping[str, list[str]]) -> Response:
+    assert visitor.caller is not None
+    key, action = inputs.get("key", [""])[0][:64], inputs.get("do", [""])[0]
+    text = inputs.get("json", ["{}"])[0]
+    try:
+        before = parse_json(text)
+    except DraftUnreadable as error:
+        unreadable = Draft({}, text, describe_error(error), key)
+        return _respond(request, visitor, unreadable, is_changed=False, with_text=False)
+    is_of_json = inputs.get("source", [""])[0] == "json"
+    spec = _apply_action(before if is_of_json else apply_inputs(before, inputs), action)
+    problem = None
+    if action in ("submit", "preflight"):
+        try:
+            if action == "submit":
+                return _submit(request, visitor, spec, key)
+            return preflight.start(request, visitor, parse_spec(spec), inputs)
+        except HttpError as error:
+            if error.status >= 500:
+                raise
+            problem = describe_error(error)
+    with read_session() as session:
+        draft = _check(session, visitor, spec, text if is_of_json else format_json(spec), key)
+    if problem is not None:
+        draft = Draft(draft.spec, draft.text, problem, key)
+    is_changed = is_of_json or bool(inputs.get("render")) or shape_of(spec) != shape_of(before)
+    return _respond(request, visitor, draft, is_changed=is_changed, with_text=not is_of_json)
+
+
+def _apply_action(spec: Spec, action: str) -> Spec:
+    name, _, value = action.partition(":")
+    if name == "add" and value in set(StageKind):
+        return add_stage(spec, StageKind(value))
+    if name == "remove" and value.isdigit():
+        return remove_stage(spec, int(value))
+    return spec
+
+
+def _submit(request: Request, visitor: Visitor, spec: Spec, key: str) -> Response:
+    """Submit the draft; a form that is sent twice with the same content creates one job."""
+    assert visitor.caller is not None
+    content = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    job, _ = service.submit_job(
+        get_settings(), parse_spec(spec), visitor.caller.key_id, f"page-{key}-{content}" if key else None
+    )
+    page = f"/jobs/{job.id}"
+    return HTMLResponse(headers={"HX-Redirect": page}) if _is_htmx(request) else RedirectResponse(page, 303)
+
+
+def _check(session: Session, visitor: Visitor, spec: Spec, text: str, key: str) -> Draft:
+    assert visitor.caller is not None
+    return Draft(spec, text, check_draft(session, get_settings(), spec, visitor.caller.key_id), key)
+
+
+def _start(session: Session, source: str | None, example: str | None, dataset: str | None) -> Spec:
+    """Return the spec that the form begins with; raises the errors of unknown jobs."""
+    if source is not None:
+        return dict(service.get_job(session, source).spec)
+    if example in JOB_EXAMPLES:
+        return dict(JOB_EXAMPLES[example]["value"])
+    if dataset is None:
+        newest, _ = datasets.list_datasets(session, PageQuery(limit=20), None, None)
+        dataset = next((each.name for each in newest if each.trainable), None)
+    else:
+        dataset = datasets.get_dataset(session, dataset).id
+    stage = {"stage": "sft", "base": "starter", **({"dataset": dataset} if dataset else {})}
+    return {"name": "my-job", "stages": [stage]}
+
+
+def _suggest(session: Session) -> Sequence[str]:
+    """Return the names of the newest datasets that jobs can use."""
+    newest, _ = datasets.list_datasets(session, PageQuery(limit=MAX_SUGGESTIONS), None, None)
+    return list(dict.fromkeys(each.name for each in newest if each.trainable))
+
+
+def _respond(
+    request: Request, visitor: Visitor, draft: Draft, *, is_changed: bool, with_text: bool
+) -> Response:
+    """Return the parts of the page that change, or the whole page without htmx."""
+    if not _is_htmx(request):
+        with read_session() as session:
+            suggestions = _suggest(session)
+        return _render_form(request, visitor, draft, suggestions, None)
+    language = visitor.language
+    parts = {"plan": render_macro(language, PARTS, "plan", draft.checked, draft.spec)}
+    if draft.spec:
+        parts["commands"] = render_macro(language, PARTS, "commands", list_commands(request, draft.spec))
+    if with_text:
+        parts["json"] = render_macro(language, PARTS, "json_text", draft)
+    if is_changed:
+        parts["fields"] = render_macro(language, PARTS, "fields", describe_form(draft))
+    return HTMLResponse("".join(render_partial(name, html, "outerHTML") for name, html in parts.items()))
+
+
+def _render_form(
+    request: Request, visitor: Visitor, draft: Draft, suggestions: Sequence[str], state: Any
+) -> Response:
+    return render_page(
+        request,
+        "new_job/page.jinja",
+        draft=draft,
+        form=describe_form(draft),
+        commands=list_commands(request, draft.spec),
+        suggestions=suggestions,
+        examples={name: each["summary"] for name, each in JOB_EXAMPLES.items()},
+        kinds=summarize_stages(),
+        preflight=state,
+        preflight_parts=preflight.render(state, visitor) if state else Parts(),
+    )
+
+
+def describe_form(draft: Draft) -> dict[str, Any]:
+    """Return the inputs of a draft: those of the job, and of each stage the most used and the others."""
+    errors, spec = draft.checked.fields, draft.spec
+    stages = spec.get("stages")
+    shown = [
+        _describe_stage(stage, index, draft)
+        for index, stage in enumerate(stages if isinstance(stages, list) else [])
+        if isinstance(stage, dict)
+    ]
+    job = [_describe_input(each, (), spec, errors, each.default) for each in job_fields()]
+    return {"name": spec.get("name", ""), "error": errors.get("name"), "job": job, "stages": shown}
+
+
+def _describe_stage(stage: Spec, index: int, draft: Draft) -> dict[str, Any]:
+    prefix, errors = ("stages", str(index)), draft.checked.fields
+    described: dict[str, Any] = {
+        "index": index,
+        "kind": stage.get("stage"),
+        "name": stage.get("name") or stage.get("stage"),
+        "error": errors.get(".".join(prefix)) or errors.get(f"stages.{index}.stage"),
+        "most_used": [],
+        "others": [],
+    }
+    if stage.get("stage") not in set(StageKind):
+        return described
+    form = stage_form(StageKind(stage["stage"]), stage)
+    defaults = _find_defaults(stage, index, draft)
+    for each in form.fields:
+        shown = _describe_input(
+            each, prefix, draft.spec, errors, read_path(defaults, each.path) or each.default
+        )
+        described["most_used" if each.is_most_used else "others"].append(shown)
+    return {**described, "summary": form.summary}
+
+
+def _find_defaults(stage: Spec, index: int, draft: Draft) -> dict[str, Any]:
+    """Return the values of the fields that are not set: as the plan resolves them, or those of presets."""
+    plan, stages = draft.checked.plan, draft.spec["stages"]
+    if plan is not None and len(plan.stages) == len(stages):
+        return plan.stages[index].config
+    try:
+        return apply_presets(stage["stage"], {"preset": stage.get("preset")})
+    except ValueError:
+        return {}
+
+
+def _describe_input(
+    field: Any, prefix: tuple[str, ...], spec: Spec, errors: Mapping[str, str], default: Any
+) -> dict[str, Any]:
+    path = ".".join((*prefix, *field.path))
+    value = read_path(spec, (*prefix, *field.path))
+    return {
+        "id": f"f-{path}",
+        "input": f"{field.kind}:{path}",
+        "path": path,
+        "label": field.name,
+        "kind": field.kind.name,
+        "description": field.description,
+        "is_required": field.is_required,
+        "is_set": value is not None,
+        "value": show_value(field.kind, value),
+        "default": "" if default is None or isinstance(default, dict | list) else default,
+        "options": [(encode_option(option), option) for option in field.options],
+        "presets": _describe_presets(value) if field.kind is InputKind.presets else [],
+        "error": errors.get(path),
+    }
+
+
+def _describe_presets(value: Any) -> list[dict[str, Any]]:
+    chosen = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [
+        {"name": name, "kind": preset.kind, "summary": preset.summary, "is_chosen": name in chosen}
+        for name, preset in load_presets().items()
+    ]
+
+
+def _is_htmx(request: Request) -> bool:
+    return "hx-request" in request.headers
