@@ -11,11 +11,15 @@ from copy import deepcopy
 from typing import Any
 
 from app.http.errors import UnprocessableContent
+from app.http.text_check import find_unstorable
+from app.jobs.schemas import MAX_STAGES
 from app.web.views.new_job.schema import InputKind, stage_form
 from trainers.configs import StageKind
+from trainers.configs.parsing.json_schema import is_nested_deeper
 
 Spec = dict[str, Any]
-MAX_STAGES = 20
+# More than any config has; copies of a value recurse.
+MAX_LEVELS = 60
 
 
 class DraftUnreadable(UnprocessableContent):
@@ -33,6 +37,11 @@ def parse_json(text: str) -> Spec:
         raise DraftUnreadable(f"The text is not JSON: {error}.", hint="Shorten it.") from error
     if not isinstance(spec, dict):
         raise DraftUnreadable("The text is not a JSON object.", hint="A job spec begins with {.")
+    if not _is_storable(spec):
+        raise DraftUnreadable(
+            "The text is nested too deeply, or contains the character NUL or an unpaired surrogate.",
+            hint="Remove it.",
+        )
     return spec
 
 
@@ -52,7 +61,7 @@ def apply_inputs(spec: Spec, inputs: Mapping[str, list[str]]) -> Spec:
             continue
         value = _parse(InputKind(letter), texts)
         _remove(spec, parts) if value is None else _set(spec, parts, value)
-    for index, stage in enumerate(_stages(spec)):
+    for index, stage in _stages(spec):
         if f"stages.{index}." in changed:
             _keep_known(stage)
     return spec
@@ -64,11 +73,7 @@ def add_stage(spec: Spec, kind: StageKind) -> Spec:
     stages = spec.setdefault("stages", [])
     stage: Spec = {"stage": kind.value}
     fields = kind.stage.config.model_fields
-    trained = [
-        each
-        for each in _stages(spec)
-        if each.get("stage") in set(StageKind) and StageKind(each["stage"]).trains
-    ]
+    trained = [each for _, each in _stages(spec) if (earlier := kind_of(each)) and earlier.trains]
     if trained and "model" in fields:
         stage["model"] = {"stage": trained[-1].get("name") or trained[-1]["stage"]}
         if "baseline" in fields and "base" in trained[-1]:
@@ -83,22 +88,26 @@ def add_stage(spec: Spec, kind: StageKind) -> Spec:
 def remove_stage(spec: Spec, index: int) -> Spec:
     """Return the spec without a stage."""
     spec = deepcopy(spec)
-    if 0 <= index < len(_stages(spec)):
-        del spec["stages"][index]
+    if isinstance(stages := spec.get("stages"), list) and index < len(stages):
+        del stages[index]
     return spec
 
 
 def shape_of(spec: Spec) -> list[Any]:
     """Return what decides which inputs a form has: kinds of stages, presets and the members of unions."""
     shape: list[Any] = []
-    for stage in _stages(spec):
-        if stage.get("stage") not in set(StageKind):
-            shape.append(None)
-            continue
-        unions = stage_form(StageKind(stage["stage"]), stage).unions
+    for _, stage in _stages(spec):
+        kind = kind_of(stage)
+        unions = stage_form(kind, stage).unions if kind else {}
         members = [read_path(stage, (*path, name)) for path, (name, _) in unions.items()]
-        shape.append((stage["stage"], stage.get("preset"), members))
+        shape.append((kind, stage.get("preset"), members))
     return shape
+
+
+def kind_of(stage: Spec) -> StageKind | None:
+    """Return the kind of a stage; None for one that there is not."""
+    name = stage.get("stage")
+    return StageKind(name) if isinstance(name, str) and name in set(StageKind) else None
 
 
 def read_path(value: Any, path: tuple[str, ...]) -> Any:
@@ -122,23 +131,29 @@ def show_value(kind: InputKind, value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _stages(spec: Spec) -> list[Spec]:
+def _stages(spec: Spec) -> list[tuple[int, Spec]]:
+    """Return the stages that are objects, with their positions."""
     stages = spec.get("stages")
-    return [each for each in stages if isinstance(each, dict)] if isinstance(stages, list) else []
+    numbered = enumerate(stages if isinstance(stages, list) else [])
+    return [(index, each) for index, each in numbered if isinstance(each, dict)]
+
+
+def _is_storable(value: Any) -> bool:
+    return not is_nested_deeper(value, MAX_LEVELS) and not any(find_unstorable(value))
 
 
 def _change_kinds(spec: Spec, inputs: Mapping[str, list[str]]) -> list[str]:
     """Set the kinds of stages and the members of unions that differ; return their paths."""
     changed = []
-    for index, stage in enumerate(_stages(spec)):
+    for index, stage in _stages(spec):
         prefix = f"stages.{index}."
         given = _parse(InputKind.choice, inputs.get(f"c:{prefix}stage", []))
         if given is not None and given != stage.get("stage"):
             stage["stage"] = given
             changed.append(prefix)
-        if stage.get("stage") not in set(StageKind):
+        if (kind := kind_of(stage)) is None:
             continue
-        for path, (member, default) in stage_form(StageKind(stage["stage"]), stage).unions.items():
+        for path, (member, default) in stage_form(kind, stage).unions.items():
             place = f"{prefix}{'.'.join(path)}."
             chosen = _parse(InputKind.choice, inputs.get(f"c:{place}{member}", [])) or default
             if f"c:{place}{member}" in inputs and chosen != (read_path(stage, (*path, member)) or default):
@@ -149,8 +164,8 @@ def _change_kinds(spec: Spec, inputs: Mapping[str, list[str]]) -> list[str]:
 
 def _keep_known(stage: Spec) -> None:
     """Remove the fields that the stage's new kind does not have."""
-    if stage.get("stage") in set(StageKind):
-        known = StageKind(stage["stage"]).stage.config.model_fields
+    if kind := kind_of(stage):
+        known = kind.stage.config.model_fields
         for name in [name for name in stage if name not in known]:
             del stage[name]
 
@@ -168,6 +183,8 @@ def _parse(kind: InputKind, texts: list[str]) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
+        return text
+    if not _is_storable(value):
         return text
     if kind is InputKind.number and (isinstance(value, bool) or not isinstance(value, int | float)):
         return text

@@ -30,6 +30,7 @@ from app.web.views.new_job.draft import (
     add_stage,
     apply_inputs,
     format_json,
+    kind_of,
     parse_json,
     read_path,
     remove_stage,
@@ -43,6 +44,8 @@ from trainers.configs.presets import apply_presets, load_presets
 
 PARTS = "new_job/parts.jinja"
 MAX_SUGGESTIONS = 50
+# Those of the largest job; each stage has about 60.
+MAX_INPUTS = 3000
 
 router = view_router()
 
@@ -83,7 +86,7 @@ def show_form(
 @router.post("/jobs/new")
 async def change_form(request: Request, visitor: CurrentVisitor) -> Response:
     """Check, change, preflight or submit the draft of a form; `do` says which."""
-    form = await request.form()
+    form = await request.form(max_fields=MAX_INPUTS)
     inputs = {name: [str(each) for each in form.getlist(name)] for name in form}
     return await run_in_threadpool(_change, request, visitor, inputs)
 
@@ -222,9 +225,9 @@ def _describe_stage(stage: Spec, index: int, draft: Draft) -> dict[str, Any]:
         "most_used": [],
         "others": [],
     }
-    if stage.get("stage") not in set(StageKind):
+    if (kind := kind_of(stage)) is None:
         return described
-    form = stage_form(StageKind(stage["stage"]), stage)
+    form = stage_form(kind, stage)
     defaults = _find_defaults(stage, index, draft)
     for each in form.fields:
         shown = _describe_input(

@@ -134,7 +134,7 @@ def _list_union(
     names = [_member_name(each["$ref"], mapping) for each in part["oneOf"]]
     chosen = value.get(name) if isinstance(value, Mapping) else None
     default = None if is_nullable else names[0]
-    chosen = chosen if chosen in mapping else default
+    chosen = chosen if isinstance(chosen, str) and chosen in mapping else default
     unions[path] = name, default
     description = part.get("description", "")
     yield FormField(

@@ -179,16 +179,30 @@ def apply_form(spec: dict[str, Any]) -> dict[str, Any]:
     return apply_inputs(spec, inputs)
 
 
-@pytest.mark.parametrize("text", ["[1]", "nul", "[" * 100_000, ""])
+@pytest.mark.parametrize(
+    "text", ["[1]", "nul", "[" * 100_000, "", '{"name": "\\ud800"}', '{"a": ' * 99 + "1" + "}" * 99]
+)
 def test_what_is_not_a_spec_is_refused(browser: Browser, text: str) -> None:
     assert "The text is not" in send(browser, text, source="json").text
 
 
 @pytest.mark.parametrize(
-    "spec", [{}, {"stages": 5}, {"stages": [5, {"stage": 7}, {"stage": "sft", "tuning": []}]}]
+    "spec",
+    [
+        {},
+        {"stages": 5},
+        {"stages": [5, {"stage": 7}, {"stage": "sft", "tuning": []}, {"stage": []}]},
+        {"stages": [{"stage": "sft", "name": {}, "preset": [[]], "tuning": {"method": []}, "epochs": {}}]},
+    ],
 )
 def test_a_spec_of_any_shape_has_a_form(browser: Browser, spec: dict[str, Any]) -> None:
-    inputs = {"n:stages.0.epochs": "1", "n:stages.2.tuning.rank": "3", "c:stages.1.stage": '"sft"', "x": "1"}
+    inputs = {
+        "n:stages.0.epochs": "1",
+        "n:stages.2.tuning.rank": "3",
+        "c:stages.1.stage": '"sft"',
+        "x": "1",
+        "j:a": '"\\ud800"',
+    }
     assert send(browser, spec, inputs, htmx=False).status_code == 200
     assert parse_json("{}") == {}
 
