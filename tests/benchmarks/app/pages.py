@@ -5,10 +5,12 @@ python -m tests.benchmarks.app.pages
 
 import argparse
 import http.client
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from app.tables import Run
@@ -29,6 +31,8 @@ class MeasuredView:
     name: str
     page: Callable[[Runs], str]
     api: Callable[[Runs], str]
+    body: dict[str, Any] | None = None
+    """Of a POST to the API, if that is what returns what the page shows."""
 
 
 VIEWS = [
@@ -81,6 +85,12 @@ VIEWS = [
         lambda _: f"/datasets/{seeded_datasets.add_dataset()}/rows",
         lambda _: f"/api/v1/datasets/{seeded_datasets.add_dataset()}/rows?limit=20",
     ),
+    MeasuredView(
+        "new job, with its plan",
+        lambda _: "/jobs/new",
+        lambda _: "/api/v1/jobs/dry-run",
+        {"name": "my-job", "stages": [{"stage": "sft", "base": "starter", "dataset": "ko-chat"}]},
+    ),
 ]
 
 
@@ -108,10 +118,10 @@ def _measure(
 ) -> list[str]:
     page, api = view.page(runs), view.api(runs)
     for _ in range(5):
-        _get(connection, page)
-        _get(connection, api)
+        _send(connection, page)
+        _send(connection, api, view.body)
     pairs = [
-        (time_call(lambda: _get(connection, page)), time_call(lambda: _get(connection, api)))
+        (time_call(lambda: _send(connection, page)), time_call(lambda: _send(connection, api, view.body)))
         for _ in range(repeats)
     ]
     pages, apis = zip(*pairs, strict=True)
@@ -119,8 +129,9 @@ def _measure(
     return [view.name, format_milliseconds(p50(pages)), format_milliseconds(p50(apis)), ratio]
 
 
-def _get(connection: http.client.HTTPConnection, path: str) -> None:
-    connection.request("GET", path, headers={"Accept": "text/html, application/json"})
+def _send(connection: http.client.HTTPConnection, path: str, body: dict[str, Any] | None = None) -> None:
+    headers = {"Accept": "text/html, application/json", "Content-Type": "application/json"}
+    connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
     response = connection.getresponse()
     assert (response.status, bool(response.read())) == (200, True), path
 

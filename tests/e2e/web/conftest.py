@@ -58,7 +58,7 @@ class Pages:
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self.messages.append(str(error)))
         page.goto(path)
-        if page.locator("#live").count():
+        if page.locator("#live[data-stream]").count():
             page.wait_for_selector('#connection[data-state="live"]')
         return page
 

@@ -139,7 +139,7 @@ def _stages(spec: Spec) -> list[tuple[int, Spec]]:
 
 
 def _is_storable(value: Any) -> bool:
-    return not is_nested_deeper(value, MAX_LEVELS) and not any(find_unstorable(value))
+    return not is_nested_deeper(value, MAX_LEVELS) and next(find_unstorable(value), None) is None
 
 
 def _change_kinds(spec: Spec, inputs: Mapping[str, list[str]]) -> list[str]:
