@@ -5,6 +5,7 @@ const place = new URL(location.href);
 place.searchParams.delete("preflight");
 const DRAFT = `tunesmith-draft ${place.pathname}${place.search}`;
 const VOLATILE = ["csrf", "key", "do", "source"];
+let submissions = 0;
 let focused = null;
 let opened = [];
 
@@ -12,6 +13,16 @@ form.addEventListener("input", (event) => {
   form.elements.source.value = event.target.id === "json" ? "json" : "form";
   keep();
 }, true);
+
+// A check that was still waiting would take the place of the submission, whose response is then lost.
+const isSubmission = (ctx) => ctx.request?.submitter?.name === "do" && ctx.request.submitter.value === "submit";
+document.addEventListener("htmx:config:request", (event) => {
+  if (isSubmission(event.detail.ctx)) submissions += 1;
+  else if (submissions) event.preventDefault();
+});
+document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
+  if (isSubmission(ctx)) submissions -= 1;
+});
 
 // Parts are replaced: what had the focus gets it again, and what was open stays open.
 document.addEventListener("htmx:before:swap", () => {
