@@ -212,7 +212,13 @@ def describe_form(draft: Draft) -> dict[str, Any]:
         if isinstance(stage, dict)
     ]
     job = [_describe_input(each, (), spec, errors, each.default) for each in job_fields()]
-    return {"name": spec.get("name", ""), "error": errors.get("name"), "job": job, "stages": shown}
+    return {
+        "name": spec.get("name", ""),
+        "error": errors.get("name"),
+        "job": job,
+        "stages": shown,
+        "kinds": [kind.value for kind in StageKind],
+    }
 
 
 def _describe_stage(stage: Spec, index: int, draft: Draft) -> dict[str, Any]:
