@@ -131,7 +131,8 @@ def _measure(
 
 def _send(connection: http.client.HTTPConnection, path: str, body: dict[str, Any] | None = None) -> None:
     headers = {"Accept": "text/html, application/json", "Content-Type": "application/json"}
-    connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
+    content = None if body is None else json.dumps(body)
+    connection.request("GET" if body is None else "POST", path, content, headers)
     response = connection.getresponse()
     assert (response.status, bool(response.read())) == (200, True), path
 
