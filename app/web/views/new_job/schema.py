@@ -61,7 +61,7 @@ class StageForm:
 
 
 def stage_form(kind: StageKind, values: Mapping[str, Any]) -> StageForm:
-    """Return the form of a stage; of a field with several forms, that which the values choose."""
+    """Return the form of a stage; of a field with several forms, the form that the values choose."""
     schema = _stage_schema(kind)
     unions: dict[tuple[str, ...], tuple[str, str | None]] = {}
     fields = list(_list_fields(schema, schema.get("$defs", {}), (), values, unions, 0))
