@@ -55,17 +55,22 @@ def list_attention(model: PreTrainedConfig) -> list[Attention]:
 
 
 def find_model_class(model: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class of a causal language model; raises ModelUnsupported if there is none."""
+    """Return the class of a model that can be trained to complete text; raises ModelUnsupported."""
     text = model.get_text_config()
-    if is_multimodal(model):
-        return cast(type[PreTrainedModel], MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model)])
-    if text is not model:
+    if text is not model and not is_multimodal(model):
         known = ", ".join(sorted(MULTIMODAL_ARCHITECTURES))
         raise ModelUnsupported(
             f"The architecture {model.model_type} has other parts than its text model {text.model_type}, and "
             f"no test shows that this can be trained within it. It is shown for {known}.",
             "Choose a model of one of these architectures, or one of text alone.",
         )
+    return _find_text_class(model)
+
+
+def _find_text_class(model: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of a model that completes text; raises ModelUnsupported if there is none."""
+    if is_multimodal(model):
+        return cast(type[PreTrainedModel], MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model)])
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None)
     if found is None:
         raise ModelUnsupported(
@@ -106,7 +111,7 @@ def explain_hf_refusal(model: PreTrainedConfig, max_model_len: int | None) -> st
         return "is quantized in the format of mlx-lm, which torch does not read; use mlx"
     text = model.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - PADDABLE_LAYERS
-    if kinds or find_model_class(model)._is_stateful:
+    if kinds or _find_text_class(model)._is_stateful:
         found = ", ".join(sorted(kinds)) or "recurrent"
         return f"has {found} layers, which the engine hf cannot batch; use vllm"
     if max_model_len is None and getattr(text, "max_position_embeddings", None) is None:

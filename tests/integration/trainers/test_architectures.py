@@ -18,7 +18,7 @@ from tests.benchmarks.trainers.architectures import Row, try_architecture
 from trainers.configs import AdaptedModel, parse_stage
 from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import Attention, TrainingConfig
-from trainers.modeling.architecture import explain_hf_refusal
+from trainers.modeling.architecture import explain_hf_refusal, find_model_class
 from trainers.modeling.attention.choice import AttentionUnsupported, pick_attention
 from trainers.modeling.load import ModelUnsupported, TokenizerIncomplete, load_tokenizer
 from trainers.preflight.memory.estimate import choose_recomputation, estimate_memory
@@ -169,3 +169,10 @@ def test_the_engine_hf_says_which_layers_it_cannot_batch(
 ) -> None:
     found = explain_hf_refusal(AutoConfig.from_pretrained(models(name)), None)
     assert found is None if reason is None else reason in str(found)
+
+
+def test_the_engine_hf_serves_multimodal_models_also_if_they_cannot_be_trained() -> None:
+    config = AutoConfig.for_model("gemma3n")
+    assert explain_hf_refusal(config, 1000) is None
+    with pytest.raises(ModelUnsupported, match="no test shows that this can be trained"):
+        find_model_class(config)
