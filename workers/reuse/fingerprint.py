@@ -17,7 +17,9 @@ from trainers.configs import (
     EvaluateConfig,
     LmEvalConfig,
     PrepareConfig,
+    TrainingConfig,
 )
+from trainers.configs.backends.kernels import KernelPackage
 from trainers.configs.base import StageConfig
 from trainers.configs.metrics.judge import JudgeConfig
 from trainers.configs.references import FolderModel, RegistryModel, parse_location, replace_references
@@ -68,6 +70,9 @@ def is_determined(config: StageConfig) -> bool:
         return len(config.engine_models) == len(config.models) and not is_judged
     if isinstance(config, EngineSampledConfig) and config.generation.engine is not None:
         # Completions depend on the engine's batches and version.
+        return False
+    if isinstance(config, TrainingConfig) and config.kernels is not KernelPackage.none:
+        # Another version of the package, or changed files of the folder.
         return False
     # Data of the hub may have changed.
     return not (isinstance(config, LmEvalConfig) and config.needs_hub)

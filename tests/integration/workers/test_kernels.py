@@ -6,11 +6,12 @@ import pytest
 
 from app.settings import Settings
 from trainers.configs import parse_stage
-from trainers.configs.backends.kernels import KernelFolder
+from trainers.configs.backends.kernels import KernelFolder, KernelPackage
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import TrainingConfig
 from workers.inputs.errors import LaunchError
 from workers.inputs.kernels import place_kernels
+from workers.reuse.fingerprint import is_determined
 
 
 @pytest.fixture
@@ -59,3 +60,10 @@ def test_a_link_out_of_the_folder_is_refused(settings: Settings, root: Path, tmp
     (root / "fast" / "more.py").symlink_to(tmp_path / "other" / "layers.py")
     with pytest.raises(LaunchError, match=r"The file more\.py of the kernels .* is a link out of the roots"):
         place_kernels(stage(root / "fast"), settings)
+
+
+def test_a_stage_with_kernels_does_not_take_the_output_of_an_equal_one(root: Path) -> None:
+    """The files of the folder may be others by now."""
+    with_kernels = stage(root / "fast")
+    assert not is_determined(with_kernels)
+    assert is_determined(with_kernels.model_copy(update={"kernels": KernelPackage.none}))
