@@ -11,14 +11,14 @@ from sqlmodel import Session
 from app.datasets import service
 from app.datasets.fault_table import render_fault_table
 from app.datasets.previews import DatasetPreview, load_preview
-from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate
+from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate, summary_view
 from app.downloads.response import download_response
 from app.http.paging import PageQuery
 from app.jobs.listing import list_jobs_of_input
 from app.jobs.schemas import JobSummaryView
 from app.models.service import list_models
 from app.settings import get_settings
-from app.storage.database import ReadSession, WriteSession
+from app.storage.database import ReadSession, WriteSession, read_session
 from app.storage.manifest import ArtifactCorrupt
 from app.web.errors import parse_form
 from app.web.live import LiveView, Parts, stream_view
@@ -83,7 +83,8 @@ def show_rows(
     after: Annotated[int, Query(ge=0, le=2**40)] = 0,
 ) -> Response:
     """Show rows as they are stored and as conversations; no session is open while the file is read."""
-    dataset = service.load_view(dataset_id)
+    with read_session() as session:
+        dataset = summary_view(service.get_dataset(session, dataset_id))
     rows: list[DatasetRowView] = []
     following, error = None, None
     try:
