@@ -22,4 +22,5 @@ NAVIGATION = (
     NavigationItem("/comparisons", "comparisons", others=("/compare",)),
     NavigationItem("/models", "models"),
     NavigationItem("/chat", "chat"),
+    NavigationItem("/deployments", "deployments"),
 )

@@ -63,6 +63,7 @@ VIEWS = [
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/checkpoints",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/checkpoints",
     ),
+    MeasuredView("deployments", lambda _: "/deployments", lambda _: "/api/v1/deployments"),
     MeasuredView("chat", lambda _: "/chat", lambda _: "/api/v1/routes"),
     MeasuredView(
         "run",

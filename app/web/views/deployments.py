@@ -1,0 +1,205 @@
+"""Deployments and the aliases that route to them: what they do now, and what can be done with them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+from urllib.parse import urlencode
+
+from fastapi import Depends, Form, Path, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlmodel import Session
+
+from app.aliases import service as aliases
+from app.aliases.schemas import AliasTarget, AliasUpdate, AliasView
+from app.aliases.targets import list_all_aliases
+from app.deployments import service
+from app.deployments.actions import DeploymentAction, DeploymentActionState, list_deployment_actions
+from app.deployments.schemas import DeploymentView
+from app.http.paging import PageQuery
+from app.storage.database import ReadSession, WriteSession
+from app.tables import DeploymentStatus, Scope
+from app.web.live import LiveView, Parts, stream_view
+from app.web.rendering import render_macro, render_page
+from app.web.visitor import CurrentVisitor, Visitor, view_router
+from app.workers.names import name_workers
+
+PARTS = "deployments/parts.jinja"
+
+router = view_router()
+
+DeploymentId = Annotated[str, Path(pattern=r"^deployment_[0-9a-z]{1,40}$")]
+AliasName = Annotated[str, Path(max_length=100)]
+Version = Annotated[str, Query(max_length=64)]
+NameText = Annotated[str, Form(max_length=100)]
+
+
+@dataclass(frozen=True)
+class DeploymentQuery:
+    """The filters of the list, all of which are in the URL."""
+
+    status: str = ""
+    name: str = ""
+    after: str | None = None
+
+    def query(self, **changes: str | None) -> str:
+        """Return the query of this list with other values, without its position unless that is given."""
+        fields = {**asdict(self), "after": None, **changes}
+        return urlencode({name: str(value) for name, value in fields.items() if value})
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether deployments may be hidden by a filter."""
+        return bool(self.query())
+
+
+@dataclass(frozen=True)
+class DeploymentList:
+    """The deployments of a page of the list, and all aliases."""
+
+    deployments: Sequence[DeploymentView]
+    aliases: Sequence[AliasView]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class DeploymentState:
+    """A deployment, what can be done with it, and the aliases that route to its name."""
+
+    deployment: DeploymentView
+    actions: Sequence[DeploymentActionState]
+    aliases: Sequence[AliasView]
+    workers: dict[str, str]
+
+
+def deployment_query(
+    status: Literal[""] | DeploymentStatus = "",
+    name: Annotated[str, Query(max_length=100)] = "",
+    after: Annotated[str | None, Query(pattern=r"^deployment_[0-9a-z]{26}$")] = None,
+) -> DeploymentQuery:
+    """Return the filters of a request."""
+    return DeploymentQuery(status, name.strip(), after)
+
+
+Filters = Annotated[DeploymentQuery, Depends(deployment_query)]
+
+
+@router.get("/deployments")
+def list_all(request: Request, session: ReadSession, visitor: CurrentVisitor, filters: Filters) -> Response:
+    """Show the aliases, and the deployments, newest first."""
+    view = _list_view(filters)
+    state = view.load(session)
+    parts = view.render(state, visitor)
+    statuses = list(DeploymentStatus)
+    return render_page(
+        request, "deployments/list.jinja", state=state, parts=parts, filters=filters, statuses=statuses
+    )
+
+
+@router.get("/deployments/stream")
+def stream_all(request: Request, filters: Filters, version: Version = "") -> Response:
+    """Stream the rows that change."""
+    return stream_view(request, _list_view(filters), version)
+
+
+@router.get("/deployments/{deployment_id}")
+def show_deployment(
+    request: Request, session: ReadSession, visitor: CurrentVisitor, deployment_id: DeploymentId
+) -> Response:
+    """Show a deployment."""
+    view = _page_view(deployment_id)
+    state = view.load(session)
+    return render_page(request, "deployments/page.jinja", state=state, parts=view.render(state, visitor))
+
+
+@router.get("/deployments/{deployment_id}/stream")
+def stream_deployment(request: Request, deployment_id: DeploymentId, version: Version = "") -> Response:
+    """Stream the parts of a deployment's page that change."""
+    return stream_view(request, _page_view(deployment_id), version)
+
+
+@router.post("/deployments/{deployment_id}/{action}")
+def act_on_deployment(
+    request: Request,
+    session: WriteSession,
+    visitor: CurrentVisitor,
+    deployment_id: DeploymentId,
+    action: DeploymentAction,
+) -> Response:
+    """Stop, wake or delete a deployment, and return to its page or to the list."""
+    assert visitor.caller is not None
+    key_id = visitor.caller.key_id
+    match action:
+        case DeploymentAction.stop:
+            service.stop_deployment(session, deployment_id, False, key_id)
+        case DeploymentAction.wake:
+            visitor.caller.require(Scope.inference)
+            service.wake_deployment(session, deployment_id, key_id)
+        case DeploymentAction.delete:
+            service.delete_deployment(session, deployment_id, key_id)
+            return _go_to(request, "/deployments")
+    return _go_to(request, f"/deployments/{deployment_id}")
+
+
+@router.post("/aliases/{name}/promote")
+def promote(
+    request: Request, session: WriteSession, visitor: CurrentVisitor, name: AliasName, deployment: NameText
+) -> Response:
+    """Route all requests of an alias to one deployment."""
+    assert visitor.caller is not None
+    body = AliasUpdate(targets=[AliasTarget(deployment=deployment, share=1.0)])
+    aliases.update_alias(session, name, body, visitor.caller.key_id or None)
+    return _go_to(request, "/deployments")
+
+
+@router.post("/aliases/{name}/rollback")
+def roll_back(request: Request, session: WriteSession, visitor: CurrentVisitor, name: AliasName) -> Response:
+    """Restore the targets that an alias had before its last change."""
+    assert visitor.caller is not None
+    aliases.roll_back_alias(session, name, None, visitor.caller.key_id or None)
+    return _go_to(request, "/deployments")
+
+
+def _go_to(request: Request, path: str) -> Response:
+    """Return the way to a page; an error before it is a notice on the page of the form."""
+    if "hx-request" in request.headers:
+        return Response(headers={"HX-Redirect": path})
+    return RedirectResponse(path, 303)
+
+
+def _list_view(filters: DeploymentQuery) -> LiveView[DeploymentList]:
+    def load(session: Session) -> DeploymentList:
+        status = DeploymentStatus(filters.status) if filters.status else None
+        page = PageQuery(after=filters.after)
+        found, after = service.list_deployments(session, page, status, filters.name or None)
+        views = [service.view_deployment(session, row) for row in found]
+        return DeploymentList(views, aliases.view_aliases(session, list_all_aliases(session)), after)
+
+    def render(state: DeploymentList, visitor: Visitor) -> Parts:
+        language = visitor.language
+        rows = {f"row-{each.id}": render_macro(language, PARTS, "row", each) for each in state.deployments}
+        parts = {"aliases": render_macro(language, PARTS, "alias_list", state.aliases, visitor)}
+        empty = render_macro(language, PARTS, "empty_row", filters)
+        return Parts(parts=parts, rows=rows, table="deployments", empty=empty)
+
+    return LiveView(load, render)
+
+
+def _page_view(deployment_id: str) -> LiveView[DeploymentState]:
+    def load(session: Session) -> DeploymentState:
+        row = service.get_deployment(session, deployment_id)
+        view = service.view_deployment(session, row)
+        found = aliases.view_aliases(session, list_all_aliases(session))
+        routed = [each for each in found if any(target.deployment == row.name for target in each.targets)]
+        workers = name_workers(session, [view.worker_id])
+        return DeploymentState(view, list_deployment_actions(row), routed, workers)
+
+    def render(state: DeploymentState, visitor: Visitor) -> Parts:
+        language = visitor.language
+        parts = {
+            "deployment-head": render_macro(language, PARTS, "head", state, visitor),
+            "deployment-facts": render_macro(language, PARTS, "facts", state),
+            "aliases": render_macro(language, PARTS, "alias_list", state.aliases, visitor),
+        }
+        return Parts(parts=parts)
+
+    return LiveView(load, render)
