@@ -6,6 +6,7 @@ ES modules import each other by relative paths, which stay below the same hash.
 import gzip
 import hashlib
 import mimetypes
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from app.http.errors import NotFound
 FOLDER = Path(__file__).with_name("static")
 IMMUTABLE = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".txt": "text/plain"}
+
+# A comment of a whole line, which browsers need not load.
+COMMENT = re.compile(rb"(?m)^[ \t]*(?://[^\n]*|/\*(?:[^*\n]|\*(?!/))*\*/[ \t]*)\n")
 
 router = APIRouter()
 
@@ -77,6 +81,8 @@ async def get_static_file(request: Request, version: str, name: str) -> Response
 
 def _load(path: Path) -> StaticFile:
     content = path.read_bytes()
+    if path.suffix in (".js", ".css") and path.parent == FOLDER:
+        content = COMMENT.sub(b"", content)
     media_type = MEDIA_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
     assert media_type is not None, f"{path} has an unknown type"
     return StaticFile(content, gzip.compress(content, 9, mtime=0), media_type)

@@ -62,7 +62,7 @@ class DeploymentList:
 
 
 @dataclass(frozen=True)
-class DeploymentState:
+class DeploymentDetails:
     """A deployment, what can be done with it, and the aliases that route to its name."""
 
     deployment: DeploymentView
@@ -184,16 +184,16 @@ def _list_view(filters: DeploymentQuery) -> LiveView[DeploymentList]:
     return LiveView(load, render)
 
 
-def _page_view(deployment_id: str) -> LiveView[DeploymentState]:
-    def load(session: Session) -> DeploymentState:
+def _page_view(deployment_id: str) -> LiveView[DeploymentDetails]:
+    def load(session: Session) -> DeploymentDetails:
         row = service.get_deployment(session, deployment_id)
         view = service.view_deployment(session, row)
         found = aliases.view_aliases(session, list_all_aliases(session))
         routed = [each for each in found if any(target.deployment == row.name for target in each.targets)]
         workers = name_workers(session, [view.worker_id])
-        return DeploymentState(view, list_deployment_actions(row), routed, workers)
+        return DeploymentDetails(view, list_deployment_actions(row), routed, workers)
 
-    def render(state: DeploymentState, visitor: Visitor) -> Parts:
+    def render(state: DeploymentDetails, visitor: Visitor) -> Parts:
         language = visitor.language
         parts = {
             "deployment-head": render_macro(language, PARTS, "head", state, visitor),
