@@ -45,6 +45,7 @@ VIEWS = [
         lambda runs: f"/jobs/{runs['ko-en-news'][0].job_id}",
         lambda runs: f"/api/v1/jobs/{runs['ko-en-news'][0].job_id}",
     ),
+    MeasuredView("keys", lambda _: "/keys", lambda _: "/api/v1/keys"),
     MeasuredView("models", lambda _: "/models", lambda _: "/api/v1/models"),
     MeasuredView("model", lambda _: f"/models/{find_model()}", lambda _: f"/api/v1/models/{find_model()}"),
     MeasuredView(

@@ -1,0 +1,39 @@
+"""The page of API keys in a real browser."""
+
+from playwright.sync_api import expect
+
+from app.keys import service
+from app.keys.schemas import KeyCreate
+from app.storage.database import transaction
+from app.tables import Scope
+from tests.e2e.web.conftest import Pages
+
+
+def test_the_page_without_keys_is_accessible_at_every_width(pages: Pages) -> None:
+    pages.look("/keys", "keys-empty")
+
+
+def test_keys_are_created_and_revoked_and_accessible_at_every_width(pages: Pages) -> None:
+    limits = {"requests_per_minute": 600, "tokens_per_day": 1_000_000, "models": ["starter", "ft:*"]}
+    with transaction() as session:
+        _, secret = service.create_key(session, KeyCreate(name="Minji", scopes=[Scope.admin]))
+        service.create_key(session, KeyCreate(name="website", scopes=[Scope.inference], **limits))
+        old, _ = service.create_key(session, KeyCreate(name="old laptop", scopes=[Scope.read, Scope.write]))
+        service.revoke_key(session, old.id)
+    page = pages.open("/keys")
+    page.get_by_label("API key").fill(secret)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/keys")
+    page.get_by_text("New key").click()
+    page.get_by_label("Name").fill("robot")
+    page.get_by_role("button", name="Create key").click()
+    expect(page.locator("#secret")).to_contain_text("ts_")
+    expect(page.locator("#keys")).to_contain_text("robot")
+    assert "ts_" not in page.url
+    pages.screenshot(page, "keys-created")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Revoke robot").click()
+    expect(page.locator("#keys tr", has_text="robot")).to_contain_text("Revoked")
+    page.set_viewport_size({"width": 390, "height": 844})
+    pages.screenshot(page, "keys-phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
