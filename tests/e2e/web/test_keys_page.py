@@ -25,7 +25,7 @@ def test_keys_are_created_and_revoked_and_accessible_at_every_width(pages: Pages
     page.keyboard.press("Enter")
     page.wait_for_url("**/keys")
     page.get_by_text("New key").click()
-    page.get_by_label("Name").fill("robot")
+    page.get_by_label("Name", exact=True).fill("robot")
     page.get_by_role("button", name="Create key").click()
     expect(page.locator("#secret")).to_contain_text("ts_")
     expect(page.locator("#keys")).to_contain_text("robot")
