@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -123,17 +124,37 @@ async def download_archive(
     connection: Connection, path: str, folder: Path, *, query: dict[str, str], progress: Progress | None
 ) -> Path:
     """Unpack a tar archive of the API into `folder`, without the folder that it contains."""
-    archive = folder.with_name(folder.name + ".tar")
+    place = folder.resolve()
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise FileUnreadable(f"{folder} exists and is not an empty folder.", "Name another folder.")
+    archive = place.with_name(place.name + ".tar")
     await download_file(connection, path, archive, query=query, progress=progress)
-    temporary = folder.with_name(f"{folder.name}.unpacking")
-    temporary.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(temporary, filter="data")
-    (inner,) = temporary.iterdir()
-    inner.replace(folder)
-    temporary.rmdir()
-    archive.unlink()
+    try:
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{place.name}.unpacking-") as temporary:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")
+            (inner,) = Path(temporary).iterdir()
+            inner.replace(place)
+    except (OSError, tarfile.TarError) as error:
+        raise FileUnreadable(f"The archive {archive} cannot be unpacked: {error}.") from error
+    finally:
+        archive.unlink(missing_ok=True)
     return folder
+
+
+def resolve_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder; raises FileUnreadable if its name leads out of it."""
+    target = folder / name
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise FileUnreadable(
+            f"The name {name!r} leads out of the folder {folder}.", "Name the path of the file to write."
+        )
+    return target
+
+
+def has_content(path: Path, size_bytes: int, sha256: str) -> bool:
+    """Return whether a file is already there, byte by byte."""
+    return path.is_file() and path.stat().st_size == size_bytes and _hash(path) == sha256
 
 
 async def _continue_download(

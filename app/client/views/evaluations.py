@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -174,5 +175,5 @@ class RemoteComparison(RemoteObject[Mode]):
 
     def _repr_html_(self) -> str:
         if self.result is None:
-            return f"<code>{self.id}</code>"
+            return f"<code>{escape(self.id)}</code>"
         return draw_scores(self.result.models, self.n) + draw_differences(self.result.differences)

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.client.api.connection import RECONNECT_SECONDS
 from app.client.api.errors import DeploymentFailed, WaitInterrupted, WaitTimeout
-from app.client.api.files import Progress, download_archive, download_file
+from app.client.api.files import Progress, download_archive, download_file, has_content, resolve_inside
 from app.client.api.modes import Mode, Operation
 from app.client.views.base import ApiView, ErrorRecord, RemoteObject
 
@@ -76,10 +76,8 @@ class RemoteModel(RemoteObject[Mode]):
         files = (await self._connection.get(f"/models/{self.id}/files", ModelFileList)).items
         total, done = sum(file.size_bytes for file in files), 0
         for file in files:
-            target = folder / file.path
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"the file name {file.path!r} leads out of the folder")
-            if not (target.exists() and target.stat().st_size == file.size_bytes):
+            target = resolve_inside(folder, file.path)
+            if not has_content(target, file.size_bytes, file.sha256):
                 await download_file(
                     self._connection,
                     f"/models/{self.id}/files/{file.path}",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from app.client.api.errors import ClientError
-from app.client.api.files import Progress, download_file
+from app.client.api.files import Progress, download_file, resolve_inside
 from app.client.api.modes import Iteration, Mode, Operation, run_blocking
 from app.client.notebook import draw_run
 from app.client.views.base import ApiView, ErrorRecord, RemoteObject
@@ -202,6 +202,6 @@ class RemoteRun(RemoteObject[Mode]):
 
 
 def resolve_target(to: str | Path, name: str) -> Path:
-    """Return the path of a file to write: `to` itself, or a name in the folder `to`."""
+    """Return the path to write: `to` itself, or a name in the folder `to`, which it cannot leave."""
     path = Path(to)
-    return path / name if path.is_dir() or str(to).endswith("/") else path
+    return resolve_inside(path, name) if path.is_dir() or str(to).endswith("/") else path
