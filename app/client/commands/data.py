@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from app.client.api.modes import Blocking
@@ -19,6 +20,7 @@ from app.client.commands.output import (
     out,
     print_json,
     print_table,
+    remove_controls,
 )
 from app.client.data_check import check_file
 from app.client.views.datasets import DataReport, RemoteDataset
@@ -141,7 +143,7 @@ class TransferBar:
     def __init__(self, text: str, is_shown: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._bar = Progress(*columns, console=err(), disable=not is_shown, transient=True)
-        self._task = self._bar.add_task(text, total=None)
+        self._task = self._bar.add_task(escape(remove_controls(text)), total=None)
 
     def report(self, done: int, total: int | None) -> None:
         """Show the bytes that have travelled."""

@@ -1,5 +1,6 @@
 """Following: a job until it ends, its log, and the table of all that runs."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,8 +190,9 @@ class _BarProgress:
             self._progress.update(bar, state=status)
         elif event.type == "progress" and event.data.get("total_steps"):
             self._progress.update(bar, completed=event.step, total=event.data["total_steps"])
-        elif event.type == "metrics" and "loss" in event.data:
-            self._progress.update(bar, state=f"loss {event.data['loss']:.3f}")
+        elif event.type == "metrics" and (loss := event.data.get("loss", math.nan)) is not math.nan:
+            # A loss that is not finite is null.
+            self._progress.update(bar, state="loss not finite" if loss is None else f"loss {loss:.3f}")
 
 
 class _LineProgress:

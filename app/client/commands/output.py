@@ -4,17 +4,19 @@ Data goes to standard output, and everything else to standard error, so that a p
 """
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from app.client.api.errors import (
     AccessRefused,
@@ -32,6 +34,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 RETRY_SECONDS = 3.0
 # Tables are not folded where no terminal has a width.
 FILE_WIDTH = 400
+# What a name, a log or the reply of a model could change the terminal by: sequences of escape, then the rest
+# of the control characters but tabs and line ends.
+CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
 class ExitCode(IntEnum):
@@ -50,6 +57,32 @@ class ExitCode(IntEnum):
     """Ctrl-C."""
 
 
+class TextConsole(Console):
+    """A console that prints texts as they are, without markup, emoji codes and control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override] # passed on
+        """Return a text without what would control the terminal."""
+        return super().render_str(remove_controls(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Exit, because nobody reads any more."""
+        leave_pipe()
+
+
+def remove_controls(text: str) -> str:
+    """Return a text without the sequences that control a terminal."""
+    return CONTROLS.sub("", text)
+
+
+def leave_pipe() -> NoReturn:
+    """Exit with success: the reader, such as `head`, has what it wants."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(ExitCode.ok)
+
+
 def connect() -> Client:
     """Return a client of the service of this command."""
     return Client(retry_seconds=RETRY_SECONDS)
@@ -57,22 +90,27 @@ def connect() -> Client:
 
 def out() -> Console:
     """Return the console for data: without colours if it is not a terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    return TextConsole(width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def err() -> Console:
     """Return the console for progress, hints and errors."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return TextConsole(stderr=True)
 
 
 def note(text: str) -> None:
     """Print a sentence for a person."""
-    err().print(text, markup=False)
+    err().print(text)
 
 
 def print_json(value: Any) -> None:
     """Print views, and lists and mappings of them, as JSON."""
-    print(json.dumps(_plain(value), indent=2, ensure_ascii=False))  # noqa: T201 — the output of the command
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False)
+    try:
+        # JSON escapes all control characters but these.
+        print(re.sub(r"[\x7f-\x9f]", _escape, text), flush=True)  # noqa: T201 — the output of the command
+    except BrokenPipeError:
+        leave_pipe()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
@@ -90,19 +128,20 @@ def make_table(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in cells:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     return table
 
 
 def print_error(error: ClientError) -> None:
     """Print an error in its three parts: what is wrong and was expected, each field, and what to do."""
     console = err()
-    console.print(f"[bold red]Error:[/] {escape(error.message)}")
+    console.print("[bold red]Error:[/]", end=" ", markup=True)
+    console.print(error.message)
     for each in getattr(error, "fields", []):
         if str(each.get("message", "")) not in error.message:
-            console.print(f"  {escape(str(each.get('field')))}: {escape(str(each.get('message')))}")
+            console.print(f"  {each.get('field')}: {each.get('message')}")
     if error.hint:
-        console.print(f"  {escape(error.hint)}")
+        console.print(f"  {error.hint}")
 
 
 def exit_code_of(error: ClientError) -> ExitCode:
@@ -137,6 +176,10 @@ def format_bytes(n_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def _cell(value: Any) -> str:

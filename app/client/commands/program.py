@@ -16,7 +16,7 @@ import typer
 from app.client.address import URL_VARIABLE
 from app.client.api.errors import ClientError, WaitInterrupted
 from app.client.commands import account, agents, data, following, jobs, models, scores, service
-from app.client.commands.output import ExitCode, exit_code_of, note, print_error
+from app.client.commands.output import ExitCode, exit_code_of, leave_pipe, note, print_error
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_error(error)
         sys.exit(exit_code_of(error))
     except BrokenPipeError:
-        # The reader, such as `head`, has what it wants.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.ok)
+        leave_pipe()
+    except OSError as error:
+        # A file that a command writes: exit code 1 would say that a job has failed.
+        print_error(ClientError(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}."))
+        sys.exit(ExitCode.usage)
