@@ -63,40 +63,44 @@ def repair_file(
     require_readable(path)
     if to.exists():
         raise RepairRefused(f"The file {to} exists.", "Name a new file: a repair overwrites nothing.")
-    rows, unusable = _read_rows(path, delimiter, encoding)
+    rows, unusable, blank = _read_rows(path, delimiter, encoding)
     _check_names(changes, rows)
     unusable |= {
         number: why
         for number, row in rows.items()
-        if number not in unusable and (why := _lacks(row, changes))
+        if number not in unusable | blank and (why := _lacks(row, changes))
     }
     removed = _choose_removed(changes, len(rows), unusable)
-    lines: dict[str, int] = {}
-    kept: list[str] = []
+    removed |= {number: why for number, why in blank.items() if number not in (changes.set_fields or {})}
+    lines: dict[bytes, int] = {}
+    kept: list[bytes] = []
     for number, row in rows.items():
         if number in removed:
             continue
-        line = json.dumps(_change(number, row, changes), ensure_ascii=False)
+        line = _write(number, _change(number, row, changes))
         if changes.remove_duplicates and line in lines:
             removed[number] = f"It equals row {lines[line]}."
             continue
         lines.setdefault(line, number)
         kept.append(line)
     to.parent.mkdir(parents=True, exist_ok=True)
-    with to.open("x", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in kept)
+    with to.open("xb") as file:
+        file.writelines(kept)
     return Repair(to, len(kept), dict(sorted(removed.items())))
 
 
 def _read_rows(
     path: Path, delimiter: str | None, encoding: str | None
-) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """Return the rows by number, and why some of them, which are empty here, cannot be read."""
+) -> tuple[dict[int, dict[str, Any]], dict[int, str], dict[int, str]]:
+    """Return the rows by number, why some cannot be read, and the blank lines, which count as rows."""
     from trainers.data.conversion.to_json_lines import convert_to_json_lines
+    from trainers.data.faults import Fault
+    from trainers.data.files.json_line import RowParser
     from trainers.data.files.jsonl import iter_lines
 
     rows: dict[int, dict[str, Any]] = {}
     unreadable: dict[int, str] = {}
+    blank: dict[int, str] = {}
     with tempfile.TemporaryDirectory(prefix="tunesmith-repair-") as folder:
         target = Path(folder) / "rows.jsonl"
         options = read_options(delimiter, encoding)
@@ -106,20 +110,17 @@ def _read_rows(
                 raise RepairRefused(conversion.file_fault.message)
             unreadable = {number: fault.message for number, fault in conversion.row_faults.items()}
         with (path if conversion is None else target).open("rb") as file:
+            parser = RowParser()
             for number, line in iter_lines(file):
-                row = _parse(line)
-                if row is None:
-                    unreadable[number] = "The line is not an object of JSON."
-                rows[number] = row or {}
-    return rows, unreadable
-
-
-def _parse(line: Any) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line) if isinstance(line, bytes) else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+                row = parser.parse(line) if isinstance(line, bytes) else line
+                if isinstance(row, Fault):
+                    unreadable[number] = row.message
+                elif parser.duplicate_key is not None:
+                    unreadable[number] = f"It has the key {parser.duplicate_key!r} twice."
+                elif row is None:
+                    blank[number] = "The line is blank."
+                rows[number] = row if isinstance(row, dict) else {}
+    return rows, unreadable, blank
 
 
 def _check_names(changes: Changes, rows: Mapping[int, Mapping[str, Any]]) -> None:
@@ -140,7 +141,7 @@ def _check_names(changes: Changes, rows: Mapping[int, Mapping[str, Any]]) -> Non
 def _lacks(row: Mapping[str, Any], changes: Changes) -> str | None:
     """Return which text of `fields` a row lacks: a request without its input would be no longer empty."""
     names = [name for text in (changes.fields or {}).values() for name in PLACEHOLDER.findall(text)]
-    lacking = [name for name in names if not str(row.get(name, "")).strip()]
+    lacking = [name for name in names if row.get(name) is None or not str(row[name]).strip()]
     return f"Its field {lacking[0]!r} is empty." if lacking else None
 
 
@@ -169,6 +170,15 @@ def _change(number: int, row: Mapping[str, Any], changes: Changes) -> dict[str, 
         return {**row, **given}
     made = {name: _fill(text, row) for name, text in changes.fields.items() if name not in given}
     return {name: {**made, **given}[name] for name in {**changes.fields, **given}}
+
+
+def _write(number: int, row: Mapping[str, Any]) -> bytes:
+    from trainers.data.files.jsonl import row_line
+
+    try:
+        return row_line(dict(row), number)
+    except ValueError as error:
+        raise RepairRefused(str(error)) from error
 
 
 def _fill(text: str, row: Mapping[str, Any]) -> str:

@@ -66,7 +66,8 @@ class RepairAnswer(ToolAnswer):
 
     path: str
     rows: int
-    removed_rows: dict[int, str]
+    removed_rows: dict[int, str] = Field(description="The first 200, with the reason for each.")
+    removed_count: int
     report: FileAnswer
 
 

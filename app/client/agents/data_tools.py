@@ -1,8 +1,11 @@
 """Tools for files and datasets."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import anyio.to_thread
 from mcp.server import MCPServer
 from pydantic import Field
 
@@ -16,13 +19,15 @@ from app.client.agents.answers import (
 )
 from app.client.agents.tool import ADDS, READS, add_tool
 from app.client.clients import AsyncClient
-from app.client.data_check import check_file, require_readable
+from app.client.data_check import check_file, read_options, require_readable
 from app.client.data_repair import Changes, repair_file
 from app.client.views.datasets import DataReport
 
 MAX_LINES = 200
 MAX_ROWS = 50
+MAX_REMOVED = 200
 
+Value = TypeVar("Value")
 FilePath = Annotated[str, Field(description="Path of a JSON Lines, CSV, Parquet or JSON file.")]
 Delimiter = Annotated[
     str | None, Field(description="Of a CSV file: comma, semicolon, tab or pipe. Default: detected.")
@@ -52,7 +57,7 @@ class DataTools:
         Every fault has the number of its row, from 1; for CSV, the message also has the line in the file.
         Only a file without faults can be used for training. Warnings do not prevent it, but read them.
         """
-        report = check_file(Path(path), delimiter, encoding)
+        report = await _in_thread(check_file, _find(path), delimiter, encoding)
         return describe_report(report, _next_after_check(report, path))
 
     async def show_lines(
@@ -63,14 +68,7 @@ class DataTools:
         encoding: Encoding = None,
     ) -> LinesAnswer:
         """Show lines of a file as they are, such as the header and a record with a fault."""
-        require_readable(Path(path))
-        lines: dict[int, str] = {}
-        total = 0
-        with Path(path).open(encoding=encoding or "utf-8-sig", errors="replace", newline="\n") as file:
-            for total, line in enumerate(file, start=1):
-                if first <= total < first + count:
-                    lines[total] = shorten(line.rstrip("\r\n"))
-        return LinesAnswer(lines=lines, total_lines=total)
+        return await _in_thread(_read_lines, _find(path), first, count, encoding)
 
     async def repair_data(
         self,
@@ -104,13 +102,14 @@ class DataTools:
         not invent texts: set a field only to what the file or the person says; otherwise remove the row.
         """
         changes = Changes(fields, set_fields, remove_rows or (), remove_unusable, remove_duplicates)
-        repair = repair_file(Path(path), Path(to), changes, delimiter, encoding)
-        report = check_file(repair.path)
+        repair = await _in_thread(repair_file, _find(path), _find(to), changes, delimiter, encoding)
+        report = await _in_thread(check_file, repair.path)
         answer = describe_report(report, _next_after_check(report, to))
         return RepairAnswer(
             path=str(repair.path),
             rows=repair.rows,
-            removed_rows=repair.removed,
+            removed_rows=dict(list(repair.removed.items())[:MAX_REMOVED]),
+            removed_count=len(repair.removed),
             report=answer,
             next=answer.next,
         )
@@ -123,8 +122,9 @@ class DataTools:
         encoding: Encoding = None,
     ) -> FileAnswer:
         """Upload a file. The same bytes are stored once; jobs name the dataset by its name or id."""
-        require_readable(Path(path))
-        dataset = await self._client.datasets.push(Path(path), name, delimiter=delimiter, encoding=encoding)
+        file = _find(path)
+        require_readable(file)
+        dataset = await self._client.datasets.push(file, name, delimiter=delimiter, encoding=encoding)
         steps = [f'dry_run with "dataset": "{dataset.name}" in a stage'] if dataset.trainable else []
         return describe_report(
             dataset.report or DataReport(), steps, dataset=dataset.name, dataset_id=dataset.id
@@ -143,6 +143,28 @@ class DataTools:
             if len(rows) == count:
                 break
         return DatasetRows(name=found.name, format=found.format, row_count=found.row_count, rows=rows)
+
+
+def _find(path: str) -> Path:
+    """Return the path that an agent names, which may begin with `~`."""
+    return Path(path).expanduser()
+
+
+async def _in_thread(function: Callable[..., Value], *arguments: Any) -> Value:
+    """Return the result of work on a file, which may be large, while the server answers other messages."""
+    return await anyio.to_thread.run_sync(partial(function, *arguments))
+
+
+def _read_lines(path: Path, first: int, count: int, encoding: str | None) -> LinesAnswer:
+    require_readable(path)
+    codec = read_options(None, encoding).encoding or "utf-8-sig"
+    lines: dict[int, str] = {}
+    total = 0
+    with path.open(encoding=codec, errors="replace", newline="\n") as file:
+        for total, line in enumerate(file, start=1):
+            if first <= total < first + count:
+                lines[total] = shorten(line.rstrip("\r\n"))
+    return LinesAnswer(lines=lines, total_lines=total)
 
 
 def _next_after_check(report: DataReport, path: str) -> list[str]:

@@ -58,7 +58,7 @@ class ModelTools:
         page = await self._client.request("GET", f"/{kind}", params=query)
         found = page["items"] if isinstance(page, dict) else page
         items = [shorten({key: value for key, value in one.items() if key not in OMITTED}) for one in found]
-        return ListAnswer(items=items[:limit], more=isinstance(page, dict) and bool(page.get("next_cursor")))
+        return ListAnswer(items=items[:limit], more=isinstance(page, dict) and bool(page.get("next")))
 
     async def show_scores(
         self,

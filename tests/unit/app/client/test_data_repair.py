@@ -76,3 +76,17 @@ def test_lines_of_json_keep_their_numbers(tmp_path: Path) -> None:
     repaired = repair_file(path, tmp_path / "new.jsonl", changes)
     assert list(repaired.removed) == [2, 3]
     assert check_file(repaired.path).valid_row_count == 2
+
+
+def test_no_value_is_changed_silently(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"q": null, "a": "1"}\n\n{"q": "x", "q": "y", "a": "2"}\n{"q": "\\ud800", "a": "3"}\n')
+    with pytest.raises(RepairRefused) as refused:
+        repair_file(source, tmp_path / "new.jsonl", Changes({"prompt": "{q}", "completion": "{a}"}))
+    assert "3 of 4 rows cannot be used" in refused.value.message
+    for part in ("Its field 'q' is empty", "row 3: It has the key 'q' twice", "half of a surrogate pair"):
+        assert part in refused.value.message
+    with pytest.raises(RepairRefused, match="Row 1 cannot be written as JSON"):
+        given = {1: {"q": "\ud800"}}
+        repair_file(source, tmp_path / "new.jsonl", Changes(set_fields=given, remove_unusable=True))
+    assert not (tmp_path / "new.jsonl").exists()
