@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from app.client.api.errors import ClientError
 
@@ -32,10 +33,19 @@ class ServiceAddress:
 
 
 def find_address(url: str | None = None, key: str | None = None) -> ServiceAddress:
-    """Return the address and key to use: arguments first, then the environment, then the stored login."""
+    """Return the address and key to use: arguments first, then the environment, then the stored login.
+
+    An empty key is none, whatever is stored.
+    """
     stored = _read()
     url = _normalize(url or os.environ.get(URL_VARIABLE) or stored.get("default") or DEFAULT_URL)
-    key = key or os.environ.get(KEY_VARIABLE) or stored.get("keys", {}).get(url)
+    if key is None:
+        key = os.environ.get(KEY_VARIABLE) or stored.get("keys", {}).get(url)
+    # A file with the line ends of Windows leaves one in the variable.
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        # The error of the HTTP library would contain it.
+        raise LoginUnusable("The API key has characters that no key has.", "Copy the key again.")
     return ServiceAddress(url, key or None)
 
 
@@ -72,6 +82,16 @@ def _normalize(url: str) -> str:
         text = f"http://{text}"
     if not text.startswith(("http://", "https://")):
         raise LoginUnusable(f"The address {url!r} cannot be used.", "It must begin with http:// or https://.")
+    try:
+        parts = urlsplit(text)
+        is_usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise LoginUnusable(f"The address {url!r} cannot be used.", "Expected one such as https://host:8000.")
+    if "@" in parts.netloc:
+        # It would replace the key, and appear in every error.
+        raise LoginUnusable("The address has a user or a password in it.", "Leave them out.")
     return text
 
 

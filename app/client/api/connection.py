@@ -199,6 +199,7 @@ class Connection:
             failure: ClientError | None = None
             try:
                 response = await self.open(request)
+                opened_at = time.monotonic()
                 retries = Retries(RECONNECT_SECONDS) if retries.limit_seconds < RECONNECT_SECONDS else retries
                 try:
                     async with aclosing(self.transport.events(response)) as events:
@@ -210,6 +211,9 @@ class Connection:
                                 return
                 finally:
                     await self.transport.release(response)
+                    # A job that waits has no events, and what is between may cut every connection in time.
+                    if time.monotonic() - opened_at > MAX_DELAY_SECONDS:
+                        retries.reset()
             except httpx2.TransportError as error:
                 failure = self._unreachable(error)
             except (ServerUnreachable, ServiceFailure) as error:

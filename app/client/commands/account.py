@@ -28,9 +28,8 @@ def login(
         else:
             key = sys.stdin.readline()
     key = key.strip() or None
-    # The stored key is the one that this login replaces.
-    remove_login(address.url)
-    with Client(address.url, key, retry_seconds=1) as client:
+    # An empty key is none: the stored one stays until this one has worked.
+    with Client(address.url, key or "", retry_seconds=1) as client:
         caller = client.whoami()
     path = store_login(address.url, key)
     who = f"the key {caller.key_id}" if caller.key_id else "no key, as on this machine"

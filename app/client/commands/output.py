@@ -63,7 +63,7 @@ class TextConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override] # passed on
+    def render_str(self, text: str, **options: Any) -> Text:
         """Return a text without what would control the terminal."""
         return super().render_str(remove_controls(text), **options)
 

@@ -33,7 +33,7 @@ def load_spec(path: Path) -> dict[str, Any]:
         values = load_yaml(path.read_text(encoding="utf-8"))
         if path.suffix != ".json" and isinstance(values, dict):
             # The number of a pull request and the hash of a commit are texts here.
-            texts = {"name": values.pop("name", path.stem), "labels": values.pop("labels", {})}
+            texts = {"name": values.pop("name", path.stem), "labels": values.pop("labels", None) or {}}
             values = {**expand_variables(values), **_map_texts(texts, expand_text)}
     except OSError as error:
         raise SpecUnusable(f"The file {path} cannot be read: {error.strerror}.") from error
@@ -67,6 +67,8 @@ def upload_files(client: Client, value: Any, folder: Path) -> Any:
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Return `field=value` texts as a mapping: dots lead into objects, and values are YAML."""
+    import yaml
+
     from trainers.configs.parsing.yaml_values import load_yaml
 
     found: dict[str, Any] = {}
@@ -80,7 +82,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         target = found
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[name] = load_yaml(value)
+            if not isinstance(target, dict):
+                raise SpecUnusable(f"--set {setting!r} contradicts an earlier --set of {parent!r}.")
+        try:
+            target[name] = load_yaml(value)
+        except yaml.YAMLError as error:
+            raise SpecUnusable(f"The value of --set {setting!r} is not YAML.", "Quote it.") from error
     return found
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from app.client.api.errors import ClientError
 from app.client.commands import output
 
 
@@ -12,7 +13,7 @@ def test_nothing_that_is_printed_controls_the_terminal(capsys: pytest.CaptureFix
     output.out().print(harmful)
     output.print_table([harmful], [[harmful]], empty="")
     output.note(harmful)
-    output.print_error(output.ClientError(harmful, harmful))
+    output.print_error(ClientError(harmful, harmful))
     output.print_json({"name": harmful})
     printed = "".join(capsys.readouterr())
     assert "abc31md [red]:smile:" in printed
