@@ -36,9 +36,9 @@ def test_a_model_links_to_its_origin_and_to_what_was_made_of_it(browser: Browser
         f"/runs/{lineage.run.id}",
         f"/jobs/{lineage.run.job_id}",
         f"/evaluations/{lineage.evaluation.id}",
+        f"/deployments/{lineage.deployment.id}",
         f"/models/{lineage.child.id}",
     } <= linked
-    assert lineage.deployment.id in shown
     assert f"/models/{lineage.model.id}" in browser.get(f"/models/{lineage.base.id}").text
 
 
@@ -89,7 +89,7 @@ def test_a_model_is_deployed_under_a_name(browser: Browser, lineage: Lineage) ->
     page = f"/models/{lineage.model.id}"
     assert browser.post(f"{page}/deploy", page=page, name="news").status_code == 303
     shown = browser.get(page).text
-    assert ">news</b>" in shown and ">queued<" in shown
+    assert ">news</a>" in shown and ">queued<" in shown
     assert browser.post(f"{page}/deploy", page=page, name="Not a name").status_code == 422
 
 
