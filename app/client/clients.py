@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Self
 
 from app.client.address import ServiceAddress, find_address
-from app.client.api.connection import API, Connection
+from app.client.api.connection import API, Connection, read_json
 from app.client.api.modes import Blocking, Concurrent, Iteration, Mode, ModeBound, Operation, run_blocking
 from app.client.api.transport import BlockingTransport, ConcurrentTransport, Transport
 from app.client.resources.chat import ChatReply, Messages, complete_chat, stream_chat
@@ -71,7 +71,7 @@ class ServiceClient(ModeBound[Mode]):
         Options are `params` and `json`. None if the response has no body.
         """
         response = await self.connection.request(method, API + path, **options)
-        return response.json() if response.content else None
+        return read_json(response) if response.content else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address.url!r})"

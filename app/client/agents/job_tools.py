@@ -11,7 +11,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.resolve import Resolve
 from pydantic import Field
 
-from app.client.agents.answers import JobAnswer, LogAnswer, PlanAnswer, describe_job, describe_plan
+from app.client.agents.answers import JobAnswer, LogAnswer, PlanAnswer, describe_job, describe_plan, shorten
 from app.client.agents.asking import Consent, ask_before, ask_before_costs, require
 from app.client.agents.tool import ADDS, DESTROYS, READS, add_tool
 from app.client.api.modes import Concurrent
@@ -112,7 +112,7 @@ class JobTools:
         run = await self._client.jobs.run(run_id)
         last: deque[str] = deque(maxlen=lines)
         async for line in run.logs():
-            last.append(line)
+            last.append(shorten(line))
         return LogAnswer(run_id=run_id, lines=list(last))
 
     async def change_job(self, job_id: str, action: Literal["pause", "resume", "retry"]) -> JobAnswer:

@@ -101,7 +101,7 @@ class Connection:
         after: str | int | None = None
         while True:
             response = await self.request("GET", API + path, params={**query, "after": after})
-            page = response.json()
+            page = read_json(response)
             for item in page["items"]:
                 yield view.model_validate(item, context=self)
             if (after := page.get("next")) is None:
@@ -225,7 +225,7 @@ class Connection:
 
     def read_view(self, response: httpx2.Response, view: type[TView]) -> TView:
         """Return the object of a response."""
-        return view.model_validate(response.json(), context=self)
+        return view.model_validate(read_json(response), context=self)
 
     def retries(self) -> Retries:
         """Return the delays for a sequence of attempts."""
@@ -239,6 +239,18 @@ class Connection:
 def new_idempotency_key() -> str:
     """Return a key that no other request has."""
     return f"client-{secrets.token_hex(16)}"
+
+
+def read_json(response: httpx2.Response) -> Any:
+    """Return the JSON of a response; raises ServiceFailure if another program has answered."""
+    try:
+        return response.json()
+    except ValueError as error:
+        raise ServiceFailure(
+            f"{response.request.url} was answered by something else than JSON.",
+            "Expected a response of Tunesmith: check the address.",
+            status=response.status_code,
+        ) from error
 
 
 def read_retry_after(response: httpx2.Response) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.client import Client
+from app.client import Client, ServiceFailure
 from app.client.api.files import FileUnreadable
 from app.client.views.models import RemoteModel
 from app.client.views.runs import resolve_target
@@ -82,3 +82,11 @@ def test_a_folder_with_files_is_refused_before_an_archive_is_downloaded(
     with pytest.raises(FileUnreadable, match="cannot be unpacked"):
         model.download(tmp_path / "new", merged=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_another_program_at_the_address_is_named(model: RemoteModel[Any]) -> None:
+    with (
+        Client(model._connection.address.url) as client,
+        pytest.raises(ServiceFailure, match="check the"),
+    ):
+        client.whoami()
