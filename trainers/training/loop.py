@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import distributed
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -14,8 +14,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from trainers.configs.training import TrainingConfig
 from trainers.modeling.fused.compilation import compiled_layers
-from trainers.modeling.load import count_parameters
+from trainers.modeling.load import AdapterUnreadable, count_parameters
+from trainers.modeling.model_files import ADAPTER_WEIGHTS
 from trainers.modeling.quantization.nf4_callback import make_gap_callback
+from trainers.modeling.safetensors_file import read_header
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import StopFlag, StopRequested, is_main_process
 from trainers.runtime.ranks import is_first_of_host, node_count
@@ -114,6 +116,7 @@ def _keep_recomputed_layers(trainer: Trainer) -> None:
 def _resume(
     trainer: Trainer, config: TrainingConfig, callback: RunDirCallback[Any], checkpoint: Path
 ) -> None:
+    require_same_adapter(trainer.model, checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     callback.report_resume(checkpoint, state.global_step)
     if state.global_step < trainer.args.max_steps and not has_stopped_early(config, state):
@@ -122,3 +125,22 @@ def _resume(
         # Resumed after its last step, the Trainer would take one step too many: only load the weights.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
+
+
+def require_same_adapter(model: Any, checkpoint: Path) -> None:
+    """Raise AdapterUnreadable if no weight of a checkpoint's adapter has a name of the model's.
+
+    The Trainer would continue with a new adapter without a word. A version that loaded the base in another
+    class, as the text model of a multimodal one, has written other names.
+    """
+    weights = checkpoint / ADAPTER_WEIGHTS
+    if not isinstance(model, PeftModel) or not weights.is_file():
+        return
+    expected = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False).keys()
+    found, _ = read_header(weights)
+    if expected.isdisjoint(found):
+        raise AdapterUnreadable(
+            f"The run cannot continue from its checkpoint {checkpoint.name}: its adapter names layers such "
+            f"as {min(found, default='none')}, and the model has {min(expected)}.",
+            "Another version of Tunesmith has written it. Start the training again as a new job.",
+        )
