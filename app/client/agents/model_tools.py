@@ -67,7 +67,7 @@ class ModelTools:
     ) -> ScoresAnswer:
         """Compare the models that a job has evaluated: scores with n and 95 % intervals, and differences.
 
-        A difference is believable if its verdict is `better` or `worse`; `not significant` means that
+        A difference is believable if its verdict is `better` or `worse`; `undecided` means that
         the rows cannot tell. `changed_rows` are those on which the responses differ most.
         """
         job = await self._client.jobs.get(job_id)
