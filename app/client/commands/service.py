@@ -67,8 +67,9 @@ def up(
         [sys.executable, "-m", "app", *context.args], stdout=subprocess.PIPE, text=True
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        # A terminal sends Ctrl-C to both; a supervisor sends SIGTERM to this process only.
-        signal.signal(number, lambda number, _: process.send_signal(number))
+        # A terminal sends Ctrl-C to both, and a second SIGINT would end open requests at once; a supervisor
+        # sends its signal to this process only.
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
     assert process.stdout is not None
     for line in process.stdout:
         url = line.rpartition("http")[2].partition("/docs")[0].strip() if "/docs" in line else ""
