@@ -50,7 +50,7 @@ def test_recomputing_every_second_layer_changes_no_loss(
     run_stage(stage, tmp_path / "kept")
     longest = (files.read_json(tmp_path / "kept" / files.RECOMPUTATION) or {})["longest_tokens"]
     monkeypatch.setattr(
-        "trainers.training.arguments.local_host", lambda config: host_with(config, 0.2, longest)
+        "trainers.training.arguments.agreed_host", lambda config: host_with(config, 0.2, longest)
     )
     run_stage(stage, tmp_path / "recomputed")
     report = files.read_json(tmp_path / "recomputed" / files.RECOMPUTATION)
