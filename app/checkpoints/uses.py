@@ -1,4 +1,4 @@
-"""What can be done with a checkpoint now, and why not with one that cannot be used so."""
+"""What can be done with a checkpoint now, and the reason for each use that is not possible."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class UseObstacle(StrEnum):
 
 @dataclass(frozen=True)
 class CheckpointUseState:
-    """A use of a checkpoint: what stands in its way, or what it needs."""
+    """Whether a checkpoint can be used in one way: the obstacle, or what the use needs."""
 
     use: CheckpointUse
     obstacle: UseObstacle | None = None

@@ -1,7 +1,7 @@
 """The two clients: the blocking one, and the asynchronous one. Both have the same collections and methods."""
 
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from app.client.address import ServiceAddress, find_address
 from app.client.api.connection import API, Connection, read_json
@@ -22,7 +22,20 @@ RETRY_SECONDS = 10.0
 class ServiceClient(ModeBound[Mode]):
     """What both clients have: collections, chats, and the state of the service."""
 
-    def __init__(self, connection: Connection) -> None:
+    transport_type: ClassVar[type[Transport]]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """Use an address and key, by default those of the environment or of `tunesmith login`."""
+        connection = Connection(
+            self.transport_type(), find_address(url, key), timeout=timeout, retry_seconds=retry_seconds
+        )
         self.connection = connection
         self.jobs: Jobs[Mode] = Jobs(connection)
         self.datasets: Datasets[Mode] = Datasets(connection)
@@ -80,16 +93,7 @@ class ServiceClient(ModeBound[Mode]):
 class Client(ServiceClient[Blocking]):
     """The blocking client."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        key: str | None = None,
-        *,
-        timeout: float = TIMEOUT_SECONDS,
-        retry_seconds: float = RETRY_SECONDS,
-    ) -> None:
-        """Use an address and key, by default those of the environment or of `tunesmith login`."""
-        super().__init__(_connect(BlockingTransport(), url, key, timeout, retry_seconds))
+    transport_type = BlockingTransport
 
     def close(self) -> None:
         """Close all connections."""
@@ -105,16 +109,7 @@ class Client(ServiceClient[Blocking]):
 class AsyncClient(ServiceClient[Concurrent]):
     """The asynchronous client."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        key: str | None = None,
-        *,
-        timeout: float = TIMEOUT_SECONDS,
-        retry_seconds: float = RETRY_SECONDS,
-    ) -> None:
-        """Use an address and key, by default those of the environment or of `tunesmith login`."""
-        super().__init__(_connect(ConcurrentTransport(), url, key, timeout, retry_seconds))
+    transport_type = ConcurrentTransport
 
     async def close(self) -> None:
         """Close all connections."""
@@ -125,9 +120,3 @@ class AsyncClient(ServiceClient[Concurrent]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _connect(
-    transport: Transport, url: str | None, key: str | None, timeout: float, retry_seconds: float
-) -> Connection:
-    return Connection(transport, find_address(url, key), timeout=timeout, retry_seconds=retry_seconds)

@@ -139,7 +139,7 @@ def _check_names(changes: Changes, rows: Mapping[int, Mapping[str, Any]]) -> Non
 
 
 def _lacks(row: Mapping[str, Any], changes: Changes) -> str | None:
-    """Return which text of `fields` a row lacks: a request without its input would be no longer empty."""
+    """Return which text of `fields` a row lacks; in `Translate: `, a check would not notice it."""
     names = [name for text in (changes.fields or {}).values() for name in PLACEHOLDER.findall(text)]
     lacking = [name for name in names if row.get(name) is None or not str(row[name]).strip()]
     return f"Its field {lacking[0]!r} is empty." if lacking else None
@@ -151,7 +151,7 @@ def _choose_removed(changes: Changes, count: int, unusable: Mapping[int, str]) -
     needed = set(changes.fields or ())
     left = {number: why for number, why in unusable.items() if not given.get(number, {}).keys() >= needed}
     left |= {number: why for number, why in unusable.items() if number not in given}
-    removed = {number: unusable.get(number, "It was named.") for number in changes.remove_rows}
+    removed = {number: unusable.get(number, "remove_rows names it.") for number in changes.remove_rows}
     if changes.remove_unusable:
         return removed | left
     if remaining := {number: why for number, why in left.items() if number not in removed}:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.client.views.datasets import DataReport
 from app.client.views.evaluations import DifferenceRecord, ScoreRecord
 from app.client.views.jobs import JobPlan, PlannedStage, RemoteJob
+from app.client.views.models import RemoteDeployment
 from app.client.views.runs import RemoteRun
 
 MAX_FINDINGS = 40
@@ -245,6 +246,21 @@ def _describe_run(run: RemoteRun[Any]) -> StageAnswer:
         model_id=run.model_id,
         result=shorten(run.result) if run.result else None,
         error=run.error.model_dump(exclude_none=True) if run.error else None,
+    )
+
+
+def describe_deployment(deployment: RemoteDeployment[Any], next_steps: list[str]) -> DeploymentAnswer:
+    """Return the state of a deployment."""
+    return DeploymentAnswer(
+        deployment_id=deployment.id,
+        name=deployment.name,
+        status=deployment.status,
+        engine=deployment.engine,
+        model_id=deployment.model_id,
+        parity=shorten(deployment.parity) if deployment.parity else None,
+        waiting_for=deployment.waiting_for,
+        error=deployment.error.model_dump(exclude_none=True) if deployment.error else None,
+        next=next_steps,
     )
 
 

@@ -32,12 +32,19 @@ async def ask_before_costs(
     spec: dict[str, Any], context: Context, confirm: str = ""
 ) -> Elicit[Consent] | Consent:
     """Ask before a job that launches a machine in a cloud."""
+    question = describe_costs(spec)
+    if question is None:
+        return Consent(confirmed=True)
+    return _ask(question, str(spec.get("name", "job")), confirm, context)
+
+
+def describe_costs(spec: dict[str, Any]) -> str | None:
+    """Return the question before a job that launches a machine in a cloud; None for any other job."""
     host = spec.get("host")
     if not isinstance(host, dict):
-        return Consent(confirmed=True)
+        return None
     budget = f"{host.get('max_usd', '?')} US dollars"
-    question = f"The job launches a machine in the cloud {host.get('cloud')}, for up to {budget}. Start it?"
-    return _ask(question, str(spec.get("name", "job")), confirm, context)
+    return f"The job launches a machine in the cloud {host.get('cloud')}, for up to {budget}. Start it?"
 
 
 def require(consent: Consent) -> None:
@@ -52,7 +59,12 @@ def _ask(question: str, subject: str, confirm: str, context: Context) -> Elicit[
         return Elicit(question, Consent)
     if confirm == subject:
         return Consent(confirmed=True)
-    raise ToolError(
+    raise ask_by_error(question, subject)
+
+
+def ask_by_error(question: str, subject: str) -> ToolError:
+    """Return the error that has the agent ask the person, and repeat the call with `confirm`."""
+    return ToolError(
         f"{question} Nothing was changed. Ask the person this question; if the answer is yes, call the tool "
         f"again with confirm={subject!r}."
     )

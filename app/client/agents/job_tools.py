@@ -1,10 +1,9 @@
 """Tools for jobs: planning, starting, following and ending them."""
 
-import time
 from collections import deque
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
@@ -12,13 +11,20 @@ from mcp.server.mcpserver.resolve import Resolve
 from pydantic import Field
 
 from app.client.agents.answers import JobAnswer, LogAnswer, PlanAnswer, describe_job, describe_plan, shorten
-from app.client.agents.asking import Consent, ask_before, ask_before_costs, require
+from app.client.agents.asking import (
+    Consent,
+    ask_before,
+    ask_before_costs,
+    ask_by_error,
+    describe_costs,
+    require,
+)
 from app.client.agents.tool import ADDS, DESTROYS, READS, add_tool
+from app.client.api.errors import WaitTimeout, WorkFailed
 from app.client.api.modes import Concurrent
 from app.client.clients import AsyncClient
 from app.client.views.jobs import RemoteJob
 
-POLL_SECONDS = 1.0
 MAX_WAIT_SECONDS = 600
 MAX_LOG_LINES = 400
 
@@ -31,7 +37,7 @@ Wait = Annotated[
     Field(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait at most; the job continues after them."),
 ]
 Confirm = Annotated[
-    str, Field(description="The id, if the person has agreed; only when the tool asks for it.")
+    str, Field(description="What the tool's question names, once the person has agreed to it.")
 ]
 
 
@@ -115,9 +121,17 @@ class JobTools:
             last.append(shorten(line))
         return LogAnswer(run_id=run_id, lines=list(last))
 
-    async def change_job(self, job_id: str, action: Literal["pause", "resume", "retry"]) -> JobAnswer:
-        """Pause a job after a checkpoint, resume a paused one exactly, or retry a failed or cancelled one."""
+    async def change_job(
+        self, job_id: str, action: Literal["pause", "resume", "retry"], confirm: Confirm = ""
+    ) -> JobAnswer:
+        """Pause a job after a checkpoint, resume a paused one exactly, or retry a failed or cancelled one.
+
+        Resuming or retrying a job that launches a machine in a cloud asks first.
+        """
         job = await self._client.jobs.get(job_id)
+        question = describe_costs(job.spec)
+        if question is not None and action != "pause" and confirm != job_id:
+            raise ask_by_error(question, job_id)
         actions = {"pause": job.pause, "resume": job.resume, "retry": job.retry}
         return describe_job(await actions[action](), [f"follow_job job_id={job_id}"])
 
@@ -135,14 +149,14 @@ class JobTools:
     async def _follow(
         self, job: RemoteJob[Concurrent], seconds: float, context: Context
     ) -> RemoteJob[Concurrent]:
-        deadline = time.monotonic() + seconds
-        while not job.finished and time.monotonic() < deadline:
-            await anyio.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-            await job.refresh()
+        async def report(job: RemoteJob[Concurrent]) -> None:
             running = next((run for run in job.runs if run.status == "running"), None)
-            await context.report_progress(
-                job.progress, 1.0, f"{running.name} step {running.step}" if running else job.status
-            )
+            state = f"{running.name} step {running.step}" if running else job.status
+            await context.report_progress(job.progress, 1.0, state)
+
+        # The answer has the status, and the error of a job that has failed.
+        with suppress(WaitTimeout, WorkFailed):
+            await job.wait(seconds, report)
         return job
 
 

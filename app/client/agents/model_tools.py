@@ -13,6 +13,7 @@ from app.client.agents.answers import (
     DownloadAnswer,
     ListAnswer,
     ScoresAnswer,
+    describe_deployment,
     shorten,
 )
 from app.client.agents.asking import Consent, ask_before, require
@@ -20,7 +21,6 @@ from app.client.agents.job_tools import Confirm, Wait
 from app.client.agents.tool import ADDS, DESTROYS, READS, add_tool
 from app.client.api.errors import DeploymentFailed, WaitTimeout
 from app.client.clients import AsyncClient
-from app.client.views.models import RemoteDeployment
 
 MAX_ITEMS = 100
 MAX_MODELS = 5
@@ -112,7 +112,7 @@ class ModelTools:
             # The answer has the status, what it waits for, and the error.
             await deployment.refresh()
         ready = deployment.status == "ready"
-        return _describe_deployment(deployment, [f"chat models=[{name}]"] if ready else [])
+        return describe_deployment(deployment, [f"chat models=[{name}]"] if ready else [])
 
     async def chat(
         self,
@@ -157,7 +157,7 @@ class ModelTools:
         """Stop serving a model, after asking. The model stays."""
         require(consent)
         deployment = await self._client.deployments.get(id)
-        return _describe_deployment(await deployment.stop(), [])
+        return describe_deployment(await deployment.stop(), [])
 
     async def delete(
         self,
@@ -169,20 +169,7 @@ class ModelTools:
         require(consent)
         noun = NOUNS.get(id.partition("_")[0])
         if noun is None:
-            raise ToolError(f"{id!r} is no id of {', '.join(NOUNS)}: such ids begin with the noun and `_`.")
+            begins = ", ".join(f"{noun}_" for noun in NOUNS)
+            raise ToolError(f"{id!r} cannot be deleted: expected an id that begins with one of {begins}.")
         await self._client.request("DELETE", f"/{noun}/{id}")
         return DoneAnswer(done=f"{id} is deleted.")
-
-
-def _describe_deployment(deployment: RemoteDeployment[Any], next_steps: list[str]) -> DeploymentAnswer:
-    return DeploymentAnswer(
-        deployment_id=deployment.id,
-        name=deployment.name,
-        status=deployment.status,
-        engine=deployment.engine,
-        model_id=deployment.model_id,
-        parity=shorten(deployment.parity) if deployment.parity else None,
-        waiting_for=deployment.waiting_for,
-        error=deployment.error.model_dump(exclude_none=True) if deployment.error else None,
-        next=next_steps,
-    )

@@ -211,16 +211,18 @@ class Connection:
                                 return
                 finally:
                     await self.transport.release(response)
-                    # A job that waits has no events, and what is between may cut every connection in time.
+                    # A job that waits has no events, and a proxy may close every idle connection.
                     if time.monotonic() - opened_at > MAX_DELAY_SECONDS:
                         retries.reset()
             except httpx2.TransportError as error:
                 failure = self._unreachable(error)
             except (ServerUnreachable, ServiceFailure) as error:
                 failure = error
-            # A service that stops ends its streams in order: then there is no failure, and no `end`.
+            # A service that shuts down closes its streams without an error, and without the event `end`.
             if (delay := retries.next_delay()) is None:
-                raise failure or ServerUnreachable(f"The stream {path} ends again and again.", ADDRESS_HINT)
+                raise failure or ServerUnreachable(
+                    f"The stream {path} was closed repeatedly before its end.", ADDRESS_HINT
+                )
             await self.transport.sleep(delay)
 
     def read_view(self, response: httpx2.Response, view: type[TView]) -> TView:
@@ -247,7 +249,7 @@ def read_json(response: httpx2.Response) -> Any:
         return response.json()
     except ValueError as error:
         raise ServiceFailure(
-            f"{response.request.url} was answered by something else than JSON.",
+            f"{response.request.url} did not return JSON.",
             "Expected a response of Tunesmith: check the address.",
             status=response.status_code,
         ) from error

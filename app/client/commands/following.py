@@ -17,14 +17,11 @@ from app.client.api.modes import Blocking
 from app.client.clients import Client
 from app.client.commands.output import JsonOption, connect, err, format_age, make_table, note, out, print_json
 from app.client.commands.specs import resolve_job
-from app.client.views.jobs import JobEvent, JobSummary, RemoteJob
+from app.client.views.jobs import FINISHED, JobEvent, JobSummary, RemoteJob
 
 TOP_JOBS = 20
+# Without a terminal, a line of progress is printed after each quarter of a run.
 LINE_EVERY = 0.25
-"""Share of a run between two lines of progress where there is no terminal."""
-UNFINISHED = ("running", "queued", "pausing", "paused", "cancelling")
-
-Follow = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the job continues.")]
 
 
 def follow_job(client: Client, job: RemoteJob[Blocking]) -> None:
@@ -136,7 +133,7 @@ def _draw_top(client: Client) -> Group:
 def _newest_jobs(client: Client) -> list[JobSummary]:
     """Return the newest jobs, those that have not ended first."""
     newest = [job for _, job in zip(range(TOP_JOBS), client.jobs.list(limit=TOP_JOBS), strict=False)]
-    return sorted(newest, key=lambda job: job.status not in UNFINISHED)
+    return sorted(newest, key=lambda job: job.status in FINISHED)
 
 
 def _stage_text(stage: Any) -> str:

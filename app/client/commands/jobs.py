@@ -9,6 +9,7 @@ from app.client.api.modes import Blocking
 from app.client.clients import Client
 from app.client.commands.following import follow_job
 from app.client.commands.output import (
+    DetachOption,
     JsonOption,
     connect,
     format_age,
@@ -30,7 +31,6 @@ from app.client.commands.specs import (
 from app.client.views.jobs import JobPlan, RemoteJob
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Job, job's name, or `last`.")]
-Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the job continues.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and start nothing.")]
 Settings = Annotated[
     list[str] | None,
@@ -53,7 +53,7 @@ def train(
     settings: Settings = None,
     labels: Labels = None,
     dry_run: DryRun = False,
-    detach: Detach = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on data, and optionally evaluate and serve it."""
@@ -82,7 +82,7 @@ def apply(
         str | None, typer.Option(help="Idempotency key: the same key and spec start one job only.")
     ] = None,
     dry_run: DryRun = False,
-    detach: Detach = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the job of a file; exit with 1 if it fails or a gate is not met.

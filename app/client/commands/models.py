@@ -9,6 +9,7 @@ import typer
 from app.client.clients import Client
 from app.client.commands.data import TransferBar, find_dataset
 from app.client.commands.output import (
+    DetachOption,
     JsonOption,
     connect,
     err,
@@ -84,7 +85,7 @@ def deploy(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the deployment.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return at once.")] = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model under a name, and wait until it is ready."""

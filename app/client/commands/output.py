@@ -29,6 +29,9 @@ from app.client.api.errors import (
 )
 from app.client.clients import Client
 
+DetachOption = Annotated[
+    bool, typer.Option("--detach", "-d", help="Return at once; what was started continues.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 # Short enough for a person who waits; what was connected once is waited for longer.
 RETRY_SECONDS = 3.0

@@ -9,7 +9,7 @@ import typer
 from app.client.api.modes import Blocking
 from app.client.clients import Client
 from app.client.commands.following import follow_job
-from app.client.commands.output import JsonOption, connect, note, print_json, print_table
+from app.client.commands.output import DetachOption, JsonOption, connect, note, print_json, print_table
 from app.client.commands.specs import (
     SpecUnusable,
     parse_settings,
@@ -33,7 +33,7 @@ def evaluate(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the stage evaluate.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the job.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return at once.")] = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on data, with intervals."""

@@ -1,7 +1,7 @@
 """Jobs: following, waiting, and acting on them."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, ClassVar
@@ -213,12 +213,12 @@ class RemoteJob(RemoteObject[Mode]):
     async def wait(
         self,
         timeout: float | None = None,
-        on_update: Callable[["RemoteJob[Mode]"], None] | None = None,
+        on_update: Callable[["RemoteJob[Mode]"], Awaitable[None] | None] | None = None,
     ) -> "RemoteJob[Mode]":
         """Wait until the job has ended; return it if it has succeeded.
 
-        Raises JobFailed, GateRefused or JobCancelled with the error of the run, and WaitTimeout. After
-        Ctrl-C, the job continues.
+        `on_update` gets the job each time that it was read. Raises JobFailed, GateRefused or JobCancelled
+        with the error of the run, and WaitTimeout. After Ctrl-C, the job continues.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         delay, state = MIN_POLL_SECONDS, self._state()
@@ -231,8 +231,9 @@ class RemoteJob(RemoteObject[Mode]):
                     )
                 await self._connection.transport.sleep(delay)
                 self.adopt(await read_job(self._connection, self.id, patience=RECONNECT_SECONDS))
-                if on_update is not None:
-                    on_update(self)
+                updated = None if on_update is None else on_update(self)
+                if updated is not None:
+                    await updated
                 delay = MIN_POLL_SECONDS if self._state() != state else min(MAX_POLL_SECONDS, 1.3 * delay)
                 state = self._state()
         except KeyboardInterrupt:

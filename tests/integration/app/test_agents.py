@@ -4,8 +4,9 @@ Method: a service without a worker. What a tool does is read back by another too
 """
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ SPEC = {"name": "tried", "stages": [{"stage": "prepare", "dataset": "rows", "spl
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("service"), "--no-worker") as (_, address):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with serving(folder, "--no-worker") as (_, address):
         yield address
 
 
@@ -118,6 +124,29 @@ def test_a_job_that_costs_money_asks_before_it_is_sent(url: str) -> None:
     anyio.run(main)
 
 
+@pytest.mark.parametrize("action", ["resume", "retry"])
+def test_a_job_that_costs_money_asks_before_it_is_started_again(
+    url: str, folder: Path, tmp_path: Path, action: str
+) -> None:
+    async def main() -> None:
+        async with connect(url) as client:
+            job = await start_job(client, tmp_path, action)
+            # No cloud has an account here, so the spec gets its host behind the API.
+            with closing(sqlite3.connect(folder / "tunesmith.db")) as database, database:
+                host = json.dumps({"cloud": "lambda", "max_usd": 5})
+                database.execute(
+                    "UPDATE job SET spec = json_set(spec, '$.host', json(?)) WHERE id = ?", (host, job)
+                )
+            await call(client, "change_job", job_id=job, action="pause")
+            message = await call(client, "change_job", job_id=job, action=action)
+            assert "in the cloud lambda, for up to 5 US dollars" in message and f"confirm='{job}'" in message
+            assert (await call(client, "follow_job", job_id=job, wait_seconds=0))["status"] == "paused"
+            message = await call(client, "change_job", job_id=job, action=action, confirm=job)
+            assert "Ask the person" not in str(message)
+
+    anyio.run(main)
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "expected"),
     [
@@ -125,7 +154,7 @@ def test_a_job_that_costs_money_asks_before_it_is_sent(url: str) -> None:
         ("check_data", {"path": "/none.csv"}, "The file /none.csv cannot be read"),
         ("describe_stage", {"stage": "train"}, "Expected one of prepare"),
         ("show_scores", {"job_id": "job_none"}, "job_none"),
-        ("delete", {"id": "alias_1", "confirm": "alias_1"}, "no id of job, dataset"),
+        ("delete", {"id": "alias_1", "confirm": "alias_1"}, "begins with one of job_, dataset_"),
         ("chat", {"models": ["none"], "message": "Hello"}, "none"),
     ],
 )

@@ -211,7 +211,7 @@ def _is_utf8(line: bytes) -> bool:
 def _encoding_fault(encoding: TextEncoding) -> Fault:
     return Fault(
         code=FaultCode.wrong_encoding,
-        message=f"The CSV file is not encoded as {encoding}: send its encoding as the form field `encoding`, "
+        message=f"The CSV file is not encoded as {encoding}: name its encoding in `encoding`, "
         "such as `cp949` for a Korean file of Excel, or save it as UTF-8.",
     )
 

@@ -95,7 +95,7 @@ def test_cells_of_lists_are_json_and_empty_optional_cells_are_absent(
         (b"prompt,prompt\na,b\n", "invalid_header", "'prompt' twice"),
         (b"prompt,\na,b\n", "invalid_header", "no name for column 2"),
         (b"\n\n", "invalid_header", "is empty"),
-        (KOREAN.encode("cp949"), "wrong_encoding", "form field `encoding`"),
+        (KOREAN.encode("cp949"), "wrong_encoding", "name its encoding in `encoding`"),
         (b'prompt,completion\n"a,b\n' + b"c,d\n" * 5_000_000, "line_too_long", "begins in line 2"),
         (b"prompt,completion\n" + b"a\n" * 2000, "wrong_columns", "1,000 of the first 1,000 rows"),
         (b"prompt,completion\n" + b"a,b\n" * 50, "converted_too_large", "TUNESMITH_MAX_UPLOAD_BYTES"),
