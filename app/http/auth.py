@@ -133,7 +133,7 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
             another host.
     """
     with read_session() as session:
-        found = _find(session, token) if token else None
+        found = find_active_key(session, token) if token else None
         is_open = found is None and not _is_locked(session)
     if found is not None:
         key, outdated = found
@@ -171,7 +171,7 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _find(session: Session, token: str) -> tuple[ApiKey, bool] | None:
+def find_active_key(session: Session, token: str) -> tuple[ApiKey, bool] | None:
     """Return the active key, and whether its recorded last use is outdated."""
     row = session.execute(_ACTIVE_KEY, {"sha256": hash_key(token)}).one_or_none()
     return (row[0], row[1]) if row is not None else None

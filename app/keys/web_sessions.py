@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqlalchemy import delete, or_, select
 from sqlmodel import Session, col
 
-from app.http.auth import Caller, hash_key
+from app.http.auth import Caller, find_active_key, hash_key
 from app.http.errors import Forbidden, Unauthorized
 from app.storage.database import database_now, transaction
 from app.tables import ApiKey, Scope, WebSession
@@ -45,12 +45,10 @@ def log_in(secret: str) -> str:
     """
     token = secrets.token_urlsafe(32)
     with transaction() as session:
-        of_secret = select(ApiKey).where(
-            col(ApiKey.sha256) == hash_key(secret), col(ApiKey.revoked_at).is_(None)
-        )
-        key = session.scalars(of_secret).one_or_none()
-        if key is None:
+        found = find_active_key(session, secret)
+        if found is None:
             raise KeyUnusable("The API key is unknown or revoked.", hint="Check it, or ask an admin for one.")
+        key, _ = found
         if not Caller.of(key).may(Scope.read):
             raise Forbidden(
                 f"The pages require the scope read; this API key has {', '.join(sorted(key.scopes))}.",
