@@ -105,8 +105,8 @@ class CheckpointUploads:
         return links
 
 
-def estimate_save_seconds(run_dir: Path, config: AnyStage, base: str | None) -> float:
-    """Return how long the first checkpoint of an attempt may take, from the size of what it holds.
+def estimate_checkpoint_bytes(run_dir: Path, config: AnyStage, base: str | None) -> float:
+    """Return the size of the first checkpoint of an attempt; 0 for a stage that does not train.
 
     That is the size of the checkpoint from which the attempt resumes, or it follows from the base's weights.
     """
@@ -116,7 +116,12 @@ def estimate_save_seconds(run_dir: Path, config: AnyStage, base: str | None) -> 
     if not size_bytes and base is not None:
         share = FULL_SHARE if isinstance(config.tuning, FullTuning) else ADAPTER_SHARE
         size_bytes = share * sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
-    return min(size_bytes / SAVE_BYTES_PER_SECOND, MAX_ESTIMATED_SECONDS)
+    return size_bytes
+
+
+def estimate_save_seconds(checkpoint_bytes: float) -> float:
+    """Return how long a checkpoint of this size may take."""
+    return min(checkpoint_bytes / SAVE_BYTES_PER_SECOND, MAX_ESTIMATED_SECONDS)
 
 
 def _max_waiting(run: Run) -> int:

@@ -66,6 +66,8 @@ class RunAttempt:
     store_gate: StoreGate | None = None
     group: GroupLeader | None = None
     """The other hosts of the run, if there are any."""
+    checkpoint_bytes: float = 0.0
+    """The expected size of the first checkpoint."""
 
 
 def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> Run:
@@ -118,7 +120,8 @@ def end_attempt(attempt: RunAttempt, error: TunesmithError | None, *, recomputes
         current = session.get_one(Run, run.id)
         end = AttemptOutcome(error, reason="the worker is shutting down" if error is None else None)
         if end.code is ErrorCode.disk_full:
-            end = AttemptOutcome(error, needed_disk_bytes=recovery.estimate_needed_bytes(session, current))
+            needed_bytes = recovery.estimate_needed_bytes(session, current, attempt.checkpoint_bytes)
+            end = AttemptOutcome(error, needed_disk_bytes=needed_bytes)
         if end.code is ErrorCode.out_of_memory:
             assert error is not None
             end = recovery.reduce_memory(error, current.config, recomputes_all)

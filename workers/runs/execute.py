@@ -34,7 +34,7 @@ from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
 from workers.runs import complete, deploy_stage
-from workers.runs.checkpoints import CheckpointUploads, estimate_save_seconds
+from workers.runs.checkpoints import CheckpointUploads, estimate_checkpoint_bytes, estimate_save_seconds
 from workers.runs.claim import ClaimedRun
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
@@ -108,7 +108,8 @@ class _RunExecution:
         self.status = RunStatus.running
         self.kill_at: float | None = None
         """When a program that was asked to stop is killed."""
-        self.expected_save_seconds = 0.0
+        self.checkpoint_bytes = 0.0
+        """The expected size of the first checkpoint."""
         self.unsaved = RunDirChanges()
         self.batch: BatchFollower | None = None
         self.group = GroupLeader(run, worker) if run.nodes > 1 else None
@@ -131,7 +132,7 @@ class _RunExecution:
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
         base = launch.base.base if launch.base is not None else None
-        self.expected_save_seconds = estimate_save_seconds(launch.run_dir, launch.config, base)
+        self.checkpoint_bytes = estimate_checkpoint_bytes(launch.run_dir, launch.config, base)
         self.tokens = TokenUseFollower(self.run, launch.run_dir)
         if isinstance(launch.config, BatchConfig) and launch.config.batch is not None:
             self.batch = BatchFollower(launch.config.batch, launch.run_dir)
@@ -254,7 +255,16 @@ class _RunExecution:
     def _attempt(self, exceeded: ExceededLimit | None = None) -> RunAttempt:
         gate = self.worker.store_gate
         is_stopping = self.kill_at is not None
-        return RunAttempt(self.run, self.settings, self.lease, is_stopping, exceeded, gate, self.group)
+        return RunAttempt(
+            self.run,
+            self.settings,
+            self.lease,
+            is_stopping,
+            exceeded,
+            gate,
+            self.group,
+            self.checkpoint_bytes,
+        )
 
     def _check_lease(self) -> None:
         if self.lease.lost.is_set():
@@ -267,7 +277,7 @@ class _RunExecution:
             self._check_lease()
             self._save(follower.poll())
             use.poll()
-            self._handle_stop(program, follower.save_seconds or self.expected_save_seconds)
+            self._handle_stop(program, follower.save_seconds or estimate_save_seconds(self.checkpoint_bytes))
             self._handle_failed_rank(program, follower)
             if self.group is not None:
                 self.group.poll()

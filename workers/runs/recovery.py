@@ -87,8 +87,13 @@ def count_oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def estimate_needed_bytes(session: Session, run: Run) -> int:
-    """Return the free bytes of disk with which the run can be expected to write its next files."""
+def estimate_needed_bytes(session: Session, run: Run, first_checkpoint_bytes: float) -> int:
+    """Return the free bytes of disk with which the run can be expected to write its next files.
+
+    Before the first checkpoint, its expected size counts: a copy of a sharded base, which is written before
+    training and then removed, is smaller.
+    """
     sizes = select(Checkpoint.size_bytes).where(col(Checkpoint.run_id) == run.id)
     latest = session.exec(sizes.order_by(col(Checkpoint.step).desc()).limit(1)).first()
-    return max(MIN_FREE_BYTES, CHECKPOINTS_IN_FREE_SPACE * (latest or 0))
+    needed = first_checkpoint_bytes if latest is None else CHECKPOINTS_IN_FREE_SPACE * latest
+    return max(MIN_FREE_BYTES, int(needed))

@@ -40,7 +40,7 @@ from workers.hosts.devices import DevicePool
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.runs import complete
-from workers.runs.checkpoints import estimate_save_seconds
+from workers.runs.checkpoints import estimate_checkpoint_bytes, estimate_save_seconds
 from workers.runs.complete import RunAttempt
 
 Submit = Callable[..., str]
@@ -387,7 +387,8 @@ def test_the_first_checkpoint_is_estimated_from_the_weights_of_the_base(
     for name in ("model-1.safetensors", "model-2.safetensors"):
         (tmp_path / name).write_bytes(bytes(50))
     stage = {"stage": "sft", "base": str(tmp_path), "dataset": "rows", "tuning": {"method": tuning}}
-    assert estimate_save_seconds(tmp_path, parse_stage(stage), str(tmp_path)) == seconds
+    size = estimate_checkpoint_bytes(tmp_path, parse_stage(stage), str(tmp_path))
+    assert estimate_save_seconds(size) == seconds
 
 
 @on_sqlite

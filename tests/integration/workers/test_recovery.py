@@ -1,8 +1,11 @@
 """Failures that a worker recovers from; the full disk itself is in `tests/e2e`."""
 
+import json
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from sqlmodel import select
 
 from app.jobs import actions
@@ -11,9 +14,10 @@ from app.runs.attempt_outcome import AttemptOutcome
 from app.runs.claimable import FreeResources
 from app.storage.database import transaction
 from app.tables import Run, RunStatus
-from tests.integration.workers.conftest import row
+from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import Queue, StageKind
 from workers.hosts.worker import WorkerContext
+from workers.runs.checkpoints import ADAPTER_SHARE
 from workers.runs.results import DataDiskFull
 
 NEEDED_BYTES = 1 << 30
@@ -51,6 +55,19 @@ def test_a_run_that_filled_the_disk_is_claimed_where_there_is_room(
     assert claim(worker, NEEDED_BYTES - 1) is None
     assert claim(worker, NEEDED_BYTES) is not None
     assert (row(waiting).error, row(waiting).needed_disk_bytes) == (None, None)
+
+
+def test_a_run_that_filled_the_disk_before_its_first_checkpoint_waits_for_room_for_one(
+    worker: WorkerContext, submit: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.runs.recovery.MIN_FREE_BYTES", 1)
+    weights = worker.settings.data_dir / "models" / "base" / "model.safetensors"
+    save_file({"weight": np.zeros(1000)}, weights)
+    error = json.dumps({"code": "disk_full", "message": "The disk is full.", "hint": "Free some space."})
+    run_id = submit(f"write('error.json', {error!r})\nraise SystemExit(1)")
+    execute_next(worker)
+    expected = int(ADAPTER_SHARE * weights.stat().st_size)
+    assert (row(run_id).status, row(run_id).needed_disk_bytes) == (RunStatus.queued, expected)
 
 
 def test_a_person_s_pause_of_a_run_that_waits_for_disk_space_holds(
