@@ -35,5 +35,5 @@ def place_kernels(config: C, settings: Settings) -> C:
             f"The folder of kernels {named} does not exist on this worker's host.",
             "Copy the kernels there, or omit kernels.",
         )
-    check_links(real, f"the kernels {named}", roots)
+    check_links(real, f"the kernels {named}", roots, InputKernelsRefused)
     return config.model_copy(update={"kernels": KernelFolder(folder=str(real))})

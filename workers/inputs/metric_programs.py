@@ -7,6 +7,7 @@ from app.settings import Settings
 from trainers.configs.base import StageConfig
 from trainers.configs.metrics import MetricConfig
 from trainers.configs.metrics.translation import Comet
+from workers.inputs.errors import InputModelNotFound
 from workers.inputs.models import check_folder, check_links
 
 C = TypeVar("C", bound=StageConfig)
@@ -28,6 +29,6 @@ def place_metric_programs(config: C, settings: Settings) -> C:
 
 def _place_comet(metric: Comet, settings: Settings) -> Comet:
     folder = check_folder(Path(metric.checkpoint), settings)
-    check_links(folder, f"the COMET model {folder}", settings.model_roots)
+    check_links(folder, f"the COMET model {folder}", settings.model_roots, InputModelNotFound)
     update = {"checkpoint": str(folder), "environment": settings.comet_environment or None}
     return metric.model_copy(update=update)

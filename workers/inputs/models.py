@@ -26,7 +26,14 @@ from trainers.configs.references import (
 )
 from trainers.modeling.model_files import ModelRole, is_adapter, open_model, read_adapter_base
 from trainers.runtime.errors import ProgramError
-from workers.inputs.errors import STORE_HINT, InputCorrupt, InputModelNotFound, InputRefused, InputUnreadable
+from workers.inputs.errors import (
+    STORE_HINT,
+    InputCorrupt,
+    InputModelNotFound,
+    InputRefused,
+    InputUnreadable,
+    LaunchError,
+)
 from workers.inputs.hub_download import HubDownloadFailed, download_model
 
 
@@ -190,12 +197,12 @@ def check_folder(path: Path, settings: Settings) -> Path:
     return real
 
 
-def check_links(folder: Path, name: str, roots: Sequence[Path]) -> None:
-    """Raise InputModelNotFound if a file of a folder is a link out of the roots."""
+def check_links(folder: Path, name: str, roots: Sequence[Path], refusal: type[LaunchError]) -> None:
+    """Raise the refusal if a file of a folder is a link out of the roots."""
     for path in folder.rglob("*"):
         real = path.resolve()
         if not any(real.is_relative_to(root) for root in roots):
-            raise InputModelNotFound(
+            raise refusal(
                 f"The file {path.relative_to(folder)} of {name} is a link out of the roots that this worker "
                 "may read.",
                 "Copy the file in place of the link.",

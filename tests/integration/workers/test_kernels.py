@@ -9,7 +9,7 @@ from trainers.configs import parse_stage
 from trainers.configs.backends.kernels import KernelFolder, KernelPackage
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import TrainingConfig
-from workers.inputs.errors import LaunchError
+from workers.inputs.errors import InputKernelsRefused, LaunchError
 from workers.inputs.kernels import place_kernels
 from workers.reuse.fingerprint import is_determined
 
@@ -58,7 +58,8 @@ def test_any_other_folder_is_refused(settings: Settings, root: Path, name: str, 
 def test_a_link_out_of_the_folder_is_refused(settings: Settings, root: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "layers.py").write_text("")
     (root / "fast" / "more.py").symlink_to(tmp_path / "other" / "layers.py")
-    with pytest.raises(LaunchError, match=r"The file more\.py of the kernels .* is a link out of the roots"):
+    message = r"The file more\.py of the kernels .* is a link out of the roots"
+    with pytest.raises(InputKernelsRefused, match=message):
         place_kernels(stage(root / "fast"), settings)
 
 
