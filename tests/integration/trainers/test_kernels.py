@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.modeling.fused.kernel_folder import KernelsUnsuitable
+from trainers.modeling.fused.kernels import prove_replacement
 from trainers.modeling.fused.small_model import build_small_model
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DeviceUnavailable
@@ -127,6 +128,13 @@ def test_kernels_can_be_compared_on_a_device_for_models_of_70_billion_parameters
     # Stands for a GPU, and takes no memory.
     small = build_small_model(config, "eager", torch.device("meta"), torch.bfloat16)
     assert small is not None and len(small.model.layers) == 2
+
+
+def test_kernels_that_replace_no_layer_are_refused() -> None:
+    """liger-kernel, for one, has no norms, SwiGLU or positions for Nemotron."""
+    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4)
+    with pytest.raises(KernelsUnsuitable, match="replace no layer of the architecture llama"):
+        prove_replacement(lambda _: {"layers": 0}, config, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize(
