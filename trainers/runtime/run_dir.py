@@ -39,6 +39,8 @@ EVALUATION = "evaluation"
 RESULT = "result.json"
 ERROR = "error.json"
 SCRATCH = "scratch"
+# Completions of a model in training, a line each.
+SAMPLES = "samples.jsonl"
 # The tokens of each response of a served model, a line each; a name with a dot is not published.
 MODEL_USE = ".model_use"
 

@@ -17,7 +17,6 @@ from workers.runs.run_events import CHECKPOINT, EVENT, SAMPLE, FileTail, Sampled
 MAX_LOG_LINES = 200
 MAX_LINE_CHARACTERS = 1000
 # Samples are shown while the run trains; the whole file is published when the program ends.
-SAMPLES = "samples.jsonl"
 SECONDS_BETWEEN_SAMPLES = 30.0
 MAX_SAMPLES = 8
 MAX_SAMPLE_CHARACTERS = 2000
@@ -49,7 +48,7 @@ class RunDirFollower:
         self._log = FileTail(run_dir / files.LOG)
         self._events = FileTail(run_dir / files.EVENTS)
         self._checkpoints = FileTail(run_dir / files.CHECKPOINT_LINES, from_end=True)
-        self._samples = FileTail(run_dir / SAMPLES)
+        self._samples = FileTail(run_dir / files.SAMPLES)
         self._sampled_at = -SECONDS_BETWEEN_SAMPLES
         self._last_saved_step = -1
         self._first_event: tuple[float, int] | None = None

@@ -14,7 +14,7 @@ from trainers.configs.training import FullTuning, Parallelism, TrainingConfig
 from trainers.preflight.memory.model import PROGRAM_BYTES, USABLE_SHARE, count_optimizer_bytes, has_engine
 from trainers.preflight.memory.shape import FP32_BYTES, MemorySettings, ModelShape
 from trainers.preflight.memory.unified import unified_share
-from trainers.runtime.ranks import local_rank, node_count, world_size
+from trainers.runtime.ranks import local_rank, ranks_of_host, world_size
 
 # A rank may still load its rows, which another one renders for it.
 AGREEMENT_SECONDS = 1200.0
@@ -35,7 +35,7 @@ def local_host(config: TrainingConfig) -> HostMemory:
         return HostMemory(worker="this host", device="mlx", memory_bytes=memory)
     # An engine that already runs holds memory that the estimate counts.
     if not has_engine(config):
-        memory = min(memory, psutil.virtual_memory().available + _own_bytes() * _ranks_here())
+        memory = min(memory, psutil.virtual_memory().available + _own_bytes() * ranks_of_host())
     return HostMemory(worker="this host", memory_bytes=memory // config.devices)
 
 
@@ -65,10 +65,6 @@ def _gpu_bytes(number: int, config: TrainingConfig) -> int:
     free, total = torch.cuda.mem_get_info(number)
     # An engine takes its share of the whole, and what it has taken already is not free.
     return int(total if has_engine(config) else min(total, free + torch.cuda.memory_reserved(number)))
-
-
-def _ranks_here() -> int:
-    return world_size() // node_count()
 
 
 def _own_bytes() -> int:

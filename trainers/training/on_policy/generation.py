@@ -15,8 +15,6 @@ from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.callback import RunDirCallback
 from trainers.training.validation import EVAL_LOSS
 
-SAMPLES = "samples.jsonl"
-
 TOnPolicy = TypeVar("TOnPolicy", bound=OnPolicyConfig)
 
 
@@ -54,7 +52,9 @@ class OnPolicyCallback(RunDirCallback[TOnPolicy]):
         super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
         if is_main_process() and "loss" in logs:
             samples = self._samples(self._config.samples_per_log)
-            files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
+            files.append_lines(
+                self._run_dir / files.SAMPLES, [{"step": state.global_step, **s} for s in samples]
+            )
 
 
 def generation_arguments(config: OnPolicyConfig) -> dict[str, Any]:
