@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from trainers.preflight.compute_estimate import (
     FEW_STEPS_HINT,
     TRAINING_SHARE,
     WARNING_SECONDS,
+    count_active_parameters,
     count_parameters,
     describe_duration,
     describe_few_steps,
@@ -26,6 +27,7 @@ from trainers.preflight.compute_estimate import (
 from trainers.preflight.memory.model import has_engine
 from trainers.preflight.memory.rough import GB, explain_too_little_memory
 
+CountParameters = Callable[[dict[str, Any]], float | None]
 MAX_CONFIG_BYTES = 1 << 20
 _GPU_PRESET = re.compile(r"^gpus?-(?:\d+x)?(\d+)gb")
 
@@ -47,7 +49,7 @@ def list_time_warnings(stage: ResolvedStage, workers: Sequence[Worker]) -> list[
     config, rows = stage.config, stage.training_rows
     if stage.queue is not Queue.cpu or not isinstance(config, TrainingConfig) or rows is None:
         return []
-    parameters = count_base_parameters(config.base)
+    parameters = count_base_parameters(config.base, count_active_parameters)
     if parameters is None:
         return []
     datasets = [dataset for dataset, _ in stage.mixture] or [stage.datasets["dataset"]]
@@ -117,12 +119,12 @@ def _count_row_tokens(stage: ResolvedStage) -> float:
     return min(tokens, max_length or tokens)
 
 
-def count_base_parameters(base: Any) -> float | None:
+def count_base_parameters(base: Any, count: CountParameters = count_parameters) -> float | None:
     """Return the parameters of a base by its config.json or its name; None if neither is known."""
     if not isinstance(base, str):
         return None
     folder = find_folder(base)
-    found = count_parameters(_read_config(folder)) if folder is not None else None
+    found = count(_read_config(folder)) if folder is not None else None
     return found or read_size_in_name(base)
 
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from trainers.configs.training import Attention
 from trainers.modeling.attention.varlen import explain_varlen_refusal
 from trainers.modeling.load import ModelUnsupported, load_config
-from trainers.modeling.model_config import PADDABLE_LAYERS, is_quantized_by_mlx
+from trainers.modeling.model_config import EXPERT_COUNTS, PADDABLE_LAYERS, is_quantized_by_mlx
 from trainers.modeling.multimodal.architectures import (
     MULTIMODAL_ARCHITECTURES,
     auto_class,
@@ -35,8 +35,6 @@ MAMBA_KERNEL_LAYERS: Final = ("conv1d", "out_proj")
 MAX_LISTED_LAYERS: Final = 30
 # FlashAttention has no kernel for wider ones.
 MAX_FLASH_HEAD_WIDTH: Final = 256
-# The names in configs that call it differently than `num_experts`.
-EXPERT_COUNTS: Final = ("n_routed_experts", "num_local_experts")
 
 
 def list_attention(model: PreTrainedConfig) -> list[Attention]:

@@ -23,6 +23,8 @@ IMPLEMENTATION = re.compile(r".*_implementation(_internal)?")
 ADAPTER_TYPES = frozenset({"LORA"})
 TEMPLATE_INCLUDE = re.compile(r"\{%[-+]?\s*(include|import|from|extends)\b")
 
+# The names of the number of experts. That of DeepSeek comes before the one that is an alias of it there.
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 # Layers that the engine hf can pad on the left.
 PADDABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
 

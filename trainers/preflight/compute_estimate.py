@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers.configs.on_policy import OnPolicyConfig
@@ -10,6 +10,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.training import LoraTuning, TrainingConfig
+from trainers.modeling.model_config import EXPERT_COUNTS
 
 WARNING_SECONDS = 3600.0
 # A core of a server reaches 60 to 100 GFLOP/s in large products of float32 matrices; training about half.
@@ -56,12 +57,21 @@ def describe_few_steps(config: TrainingConfig, rows: int) -> str | None:
 
 
 def count_parameters(config: Mapping[str, Any]) -> float | None:
+    """Return the parameters of a model with all of its experts, from its `config.json`; None if unknown."""
+    return _count_parameters(config, EXPERT_COUNTS)
+
+
+def count_active_parameters(config: Mapping[str, Any]) -> float | None:
     """Return the parameters that a token passes through, from a model's `config.json`; None if unknown."""
+    return _count_parameters(config, ("num_experts_per_tok",))
+
+
+def _count_parameters(config: Mapping[str, Any], expert_counts: Sequence[str]) -> float | None:
     text = config.get("text_config") or config
     try:
         width, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
         inner = int(text.get("moe_intermediate_size") or text.get("intermediate_size") or 4 * width)
-        experts = int(text.get("num_experts_per_tok") or 1)
+        experts = next((int(text[name]) for name in expert_counts if text.get(name)), 1)
         vocabulary = int(text["vocab_size"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -16,7 +16,7 @@ from trainers.preflight.compute_estimate import (
     FEW_STEPS_HINT,
     TRAINING_SHARE,
     WARNING_SECONDS,
-    count_parameters,
+    count_active_parameters,
     describe_duration,
     describe_few_steps,
     estimate_flops,
@@ -75,7 +75,7 @@ def check_cpu_time(
     config: TrainingConfig, model: PreTrainedConfig, rows: int, tokens: int
 ) -> Iterator[Finding]:
     """Yield a finding if training on this CPU would take hours, by its measured speed."""
-    parameters = count_parameters(model.to_dict())
+    parameters = count_active_parameters(model.to_dict())
     if parameters is None or not rows or pick_device(config.queue).type != "cpu":
         return
     flops = estimate_flops(config, parameters, rows, tokens / rows)

@@ -1,11 +1,13 @@
 """The library that trains a stage: chosen by the queue or the field, shown, and refused where MLX cannot."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.settings import Settings
 from app.tables import Dataset, RunStatus, Worker
 from trainers.configs import Queue
 
@@ -127,6 +129,18 @@ def test_a_base_that_exceeds_the_gpu_of_its_preset_is_a_warning_with_the_estimat
     warnings = [one for one in plan(client, stage).json()["stages"][0]["warnings"] if " GB of a GPU" in one]
     assert [warning.endswith(expected or "") for warning in warnings] == [True] * (expected is not None)
     assert all("Of a GPU with 24 GB, 22 GB are usable" in warning for warning in warnings)
+
+
+def test_all_experts_of_a_base_count_for_its_memory(
+    client: TestClient, rows: Dataset, settings: Settings
+) -> None:
+    base = settings.model_roots[0] / "mixture"
+    base.mkdir(parents=True)
+    sizes = {"hidden_size": 2048, "num_hidden_layers": 48, "moe_intermediate_size": 768, "vocab_size": 151936}
+    (base / "config.json").write_text(json.dumps(sizes | {"num_experts": 128, "num_experts_per_tok": 8}))
+    stage = SFT | {"base": str(base), "preset": "gpu-24gb-nf4"}
+    warnings = plan(client, stage).json()["stages"][0]["warnings"]
+    assert any("about 30 billion parameters" in warning and " GB of a GPU" in warning for warning in warnings)
 
 
 def test_a_live_gpu_counts_and_not_the_one_of_the_preset(

@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from trainers.modeling.model_config import EXPERT_COUNTS
 from trainers.modeling.multimodal.architectures import auto_class
 
 # About 1.2 GB in fp32, and two seconds to fill with random values.
@@ -15,7 +16,6 @@ MAX_DEVICE_PARAMETERS: Final = 2_000_000_000
 CPU: Final = torch.device("cpu")
 VOCABULARY: Final = 128
 MIN_LAYERS: Final = 2
-EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 MAX_EXPERTS: Final = 8
 
 

@@ -1,10 +1,13 @@
 """The arithmetic of a stage follows from its rows, its tuning and the size that a model's config states."""
 
+from typing import Any
+
 import pytest
 
 from trainers.configs import parse_stage
 from trainers.configs.training import TrainingConfig
 from trainers.preflight.compute_estimate import (
+    count_active_parameters,
     count_parameters,
     describe_duration,
     estimate_flops,
@@ -52,6 +55,24 @@ def test_the_size_of_a_config_is_near_the_true_one() -> None:
     assert count_parameters(QWEN_0_5B) == pytest.approx(494e6, rel=0.15)
     assert count_parameters({"text_config": QWEN_0_5B}) == count_parameters(QWEN_0_5B)
     assert count_parameters({"hidden_size": "many"}) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "total", "active"),
+    [
+        (("num_experts", "moe_intermediate_size", 2048, 48, 768, 128, 8, 151936), 30.5e9, 3.3e9),
+        (("num_local_experts", "intermediate_size", 4096, 32, 14336, 8, 2, 32000), 46.7e9, 12.9e9),
+    ],
+    ids=["Qwen3-30B-A3B", "Mixtral-8x7B"],
+)
+def test_all_experts_count_for_the_size_and_those_of_a_token_for_the_time(
+    names: tuple[Any, ...], total: float, active: float
+) -> None:
+    experts, inner, *sizes = names
+    keys = ("hidden_size", "num_hidden_layers", inner, experts, "num_experts_per_tok", "vocab_size")
+    config = dict(zip(keys, sizes, strict=True))
+    assert count_parameters(config) == pytest.approx(total, rel=0.15)
+    assert count_active_parameters(config) == pytest.approx(active, rel=0.15)
 
 
 def test_long_durations_are_in_days() -> None:
