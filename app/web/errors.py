@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from app.http.error_responses import CONVERTED_ERRORS, as_http_error, headers_of, list_field_errors
 from app.http.errors import HttpError, UnprocessableContent
 from app.http.unavailable import as_server_error
-from app.web.rendering import render_macro, render_page, render_partial
+from app.web.rendering import address_of, is_htmx, render_macro, render_page, render_partial
 from app.web.visitor import SAFE_METHODS, current_visitor, identify
 from serving.http.errors import ApiError
 from trainers.runtime.error_codes import ErrorCode
@@ -49,7 +49,7 @@ def error_page(request: Request, error: HttpError) -> Response:
         return _ask_for_login(request)
     headers = dict(error.headers or {})
     visitor = current_visitor(request)
-    if "hx-request" in request.headers:
+    if is_htmx(request):
         notice = render_macro(visitor.language, "parts.jinja", "error_notice", error)
         return HTMLResponse(render_partial("notices", notice, "innerHTML"), error.status, headers)
     # A page that was only read can be read again.
@@ -62,12 +62,11 @@ def error_page(request: Request, error: HttpError) -> Response:
 
 def _ask_for_login(request: Request) -> Response:
     """Return the way to the login, from which the visitor comes back to this page."""
-    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
-    here = f"{path}?{query}" if query else path
+    here = address_of(request)
     if request.headers.get("sec-fetch-site") == "cross-site" and not identify(request).has_cookie:
         # The cookie is not sent when another site links to a page. The page that this one loads gets it.
         return render_page(request, "account/enter.jinja", address_to_enter=here)
-    if "hx-request" in request.headers:
+    if is_htmx(request):
         # The page that has sent the request; the login accepts paths of this service only.
         page = urlsplit(request.headers.get("hx-current-url", ""))
         here = f"{page.path}?{page.query}" if page.query else page.path

@@ -12,21 +12,24 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi import Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.http.errors import Forbidden, NotFound, Unauthorized
 from app.runs.stream import HEARTBEAT_SECONDS, MEDIA_TYPE, STREAM_HEADERS
 from app.storage.database import DATABASE_UNAVAILABLE, read_session
-from app.web.rendering import render_partial
+from app.web.rendering import is_htmx, render_partial
 from app.web.static_files import files_hash
 from app.web.visitor import Visitor, get_visitor
 
 State = TypeVar("State")
+
+# Of the parts that a page has: see `Parts.version`.
+Version = Annotated[str, Query(max_length=64)]
 
 POLL_SECONDS = 1.0
 # A browser that lost its stream tries again after this time.
@@ -74,11 +77,13 @@ class LiveView(Generic[State]):
     render: Callable[[State, Visitor], Parts]
 
 
-def load_state(request: Request, view: LiveView[State]) -> tuple[State, Visitor]:
-    """Return the state, read in a session of its own, and the visitor, whose login is checked again."""
-    visitor = get_visitor(request)
-    with read_session() as session:
-        return view.load(session), visitor
+def show_changes(
+    request: Request, session: Session, visitor: Visitor, view: LiveView[Any], page: str
+) -> Response:
+    """Return the parts of a page after a form of htmx has changed something, or else the way to the page."""
+    if not is_htmx(request):
+        return RedirectResponse(page, 303)
+    return HTMLResponse(view.render(view.load(session), visitor).render_changes(None))
 
 
 def stream_view(request: Request, view: LiveView[Any], version: str) -> StreamingResponse:
@@ -113,7 +118,9 @@ class Poll(Generic[State]):
 
     def read(self) -> Sequence[bytes]:
         """Return the events that bring the page up to date."""
-        state, visitor = load_state(self._request, self._view)
+        visitor = get_visitor(self._request)
+        with read_session() as session:
+            state = self._view.load(session)
         if state == self._state:
             return ()
         before, self._state = self._parts, state

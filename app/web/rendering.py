@@ -5,8 +5,8 @@ import re
 from functools import cache, partial
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import HTMLResponse
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.http.metrics import VERSION
@@ -73,10 +73,8 @@ def render_page(request: Request, template: str, status: int = 200, **context: A
     """Return the response with a whole page, whose form token fits the cookie of the visitor."""
     visitor = current_visitor(request)
     content = get_environment(visitor.language).get_template(template)
-    address = request.scope["path"]
-    if query := request.scope["query_string"].decode("latin-1"):
-        address = f"{address}?{query}"
-    response = HTMLResponse(content.render(visitor=visitor, address=address, **context), status)
+    html = content.render(visitor=visitor, address=address_of(request), **context)
+    response = HTMLResponse(html, status)
     if not visitor.has_cookie:
         set_session_cookie(response, visitor)
     return response
@@ -92,6 +90,24 @@ def render_macro(language: Language, template: str, macro: str, *arguments: Any,
 def render_partial(target: str, html: str, swap: str = "outerMorph") -> str:
     """Return HTML that htmx puts into the place of the element with an id."""
     return f'<hx-partial hx-target="#{target}" hx-swap="{swap}">{html}</hx-partial>'
+
+
+def address_of(request: Request) -> str:
+    """Return the path of a request with its query."""
+    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def is_htmx(request: Request) -> bool:
+    """Return whether htmx has sent a request, and can use a part of a page as the response."""
+    return "hx-request" in request.headers
+
+
+def go_to(request: Request, page: str) -> Response:
+    """Return the way to a page after a form has changed something."""
+    if is_htmx(request):
+        return Response(headers={"HX-Redirect": page})
+    return RedirectResponse(page, 303)
 
 
 def _metric_names(language: Language) -> dict[str, str]:

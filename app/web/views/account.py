@@ -13,9 +13,9 @@ from app.http.errors import HttpError
 from app.keys import web_sessions
 from app.web.catalogue import COOKIE as LANGUAGE_COOKIE
 from app.web.catalogue import Language
-from app.web.columns import ONE_YEAR_SECONDS
 from app.web.login_limit import LoginLimit
 from app.web.rendering import render_page
+from app.web.url_state import ONE_YEAR_SECONDS
 from app.web.visitor import (
     THEME_COOKIE,
     Theme,

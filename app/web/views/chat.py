@@ -1,9 +1,8 @@
 """Chat with one deployment, or with two side by side; a script sends the messages and shows the answers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,8 +15,9 @@ from app.routing_table.schemas import ChatModelView
 from app.routing_table.service import list_chat_models
 from app.storage.database import ReadSession, WriteSession
 from app.tables import Scope as KeyScope
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.rendering import render_macro, render_page
+from app.web.url_state import encode_query
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.rate_limits import AuthorizedClient
@@ -29,7 +29,6 @@ router = view_router(write=KeyScope.inference)
 
 Name = Annotated[str, Query(max_length=100)]
 Number = Annotated[str, Query(max_length=20, pattern=r"^-?[0-9]*\.?[0-9]*$")]
-Version = Annotated[str, Query(max_length=64)]
 CompletionId = Annotated[str, Form(max_length=100)]
 
 
@@ -46,7 +45,7 @@ class ChatQuery:
 
     def query(self) -> str:
         """Return the query of a page with the same state."""
-        return urlencode({name: value for name, value in asdict(self).items() if value})
+        return encode_query(vars(self))
 
 
 @dataclass(frozen=True)

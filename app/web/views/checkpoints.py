@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import Form, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -25,8 +24,9 @@ from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 from app.tables import Dataset
 from app.web.errors import parse_form
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.rendering import render_macro, render_page
+from app.web.url_state import encode_query
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "checkpoints/parts.jinja"
@@ -39,7 +39,6 @@ router = view_router()
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-z]{1,40}$")]
 After = Annotated[str | None, Query(pattern=r"^checkpoint_[0-9a-z]{26}$")]
-Version = Annotated[str, Query(max_length=64)]
 Step = Annotated[int | None, Query(ge=0, lt=2**31)]
 
 
@@ -62,8 +61,7 @@ class CheckpointList:
     def query(self, **changes: object) -> str:
         """Return the query of this list with another selection or position."""
         step = self.selected.step if self.selected is not None else None
-        fields = {"after": self.after, "step": step, **changes}
-        return urlencode({name: value for name, value in fields.items() if value is not None})
+        return encode_query({"after": self.after, "step": step, **changes})
 
 
 @router.get("/runs/{run_id}/checkpoints")
@@ -125,7 +123,7 @@ def deploy_checkpoint(
     assert visitor.caller is not None
     body = parse_form(DeploymentCreate, name=name, model=model)
     create_deployment(session, body, visitor.caller.key_id)
-    return RedirectResponse(f"/runs/{run_id}/checkpoints?{urlencode({'step': step})}", 303)
+    return RedirectResponse(f"/runs/{run_id}/checkpoints?step={step}", 303)
 
 
 def _checkpoint_view(run_id: str, after: str | None, step: int | None) -> LiveView[CheckpointList]:

@@ -1,12 +1,10 @@
 """Deployments and the aliases that route to them: what they do now, and what can be done with them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Literal
-from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Path, Query, Request, Response
-from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
 from app.aliases import service as aliases
@@ -18,8 +16,9 @@ from app.deployments.schemas import DeploymentView
 from app.http.paging import PageQuery
 from app.storage.database import ReadSession, WriteSession
 from app.tables import DeploymentStatus, Scope
-from app.web.live import LiveView, Parts, stream_view
-from app.web.rendering import render_macro, render_page
+from app.web.live import LiveView, Parts, Version, stream_view
+from app.web.rendering import go_to, render_macro, render_page
+from app.web.url_state import ListFilters
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from app.workers.names import name_workers
 
@@ -29,27 +28,16 @@ router = view_router()
 
 DeploymentId = Annotated[str, Path(pattern=r"^deployment_[0-9a-z]{1,40}$")]
 AliasName = Annotated[str, Path(max_length=100)]
-Version = Annotated[str, Query(max_length=64)]
 NameText = Annotated[str, Form(max_length=100)]
 
 
 @dataclass(frozen=True)
-class DeploymentQuery:
+class DeploymentQuery(ListFilters):
     """The filters of the list, all of which are in the URL."""
 
     status: str = ""
     name: str = ""
     after: str | None = None
-
-    def query(self, **changes: str | None) -> str:
-        """Return the query of this list with other values, without its position unless that is given."""
-        fields = {**asdict(self), "after": None, **changes}
-        return urlencode({name: str(value) for name, value in fields.items() if value})
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether deployments may be hidden by a filter."""
-        return bool(self.query())
 
 
 @dataclass(frozen=True)
@@ -136,8 +124,8 @@ def act_on_deployment(
             service.wake_deployment(session, deployment_id, key_id)
         case DeploymentAction.delete:
             service.delete_deployment(session, deployment_id, key_id)
-            return _go_to(request, "/deployments")
-    return _go_to(request, f"/deployments/{deployment_id}")
+            return go_to(request, "/deployments")
+    return go_to(request, f"/deployments/{deployment_id}")
 
 
 @router.post("/aliases/{name}/promote")
@@ -148,7 +136,7 @@ def promote(
     assert visitor.caller is not None
     body = AliasUpdate(targets=[AliasTarget(deployment=deployment, share=1.0)])
     aliases.update_alias(session, name, body, visitor.caller.key_id or None)
-    return _go_to(request, "/deployments")
+    return go_to(request, "/deployments")
 
 
 @router.post("/aliases/{name}/rollback")
@@ -156,14 +144,7 @@ def roll_back(request: Request, session: WriteSession, visitor: CurrentVisitor, 
     """Restore the targets that an alias had before its last change."""
     assert visitor.caller is not None
     aliases.roll_back_alias(session, name, None, visitor.caller.key_id or None)
-    return _go_to(request, "/deployments")
-
-
-def _go_to(request: Request, path: str) -> Response:
-    """Return the way to a page; an error before it is a notice on the page of the form."""
-    if "hx-request" in request.headers:
-        return Response(headers={"HX-Redirect": path})
-    return RedirectResponse(path, 303)
+    return go_to(request, "/deployments")
 
 
 def _list_view(filters: DeploymentQuery) -> LiveView[DeploymentList]:

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
-from urllib.parse import urlencode
 
 from fastapi import Depends, Path, Query, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlmodel import Session
 
 from app.http.paging import PageQuery
@@ -16,9 +14,9 @@ from app.jobs.schemas import JobSummaryView, JobView
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 from app.tables import RunStatus
-from app.web.columns import choose_columns, keep_columns
-from app.web.live import LiveView, Parts, stream_view
-from app.web.rendering import render_macro, render_page
+from app.web.live import LiveView, Parts, Version, show_changes, stream_view
+from app.web.rendering import go_to, render_macro, render_page
+from app.web.url_state import ListFilters, choose_columns, keep_columns
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from app.workers.names import name_workers
 
@@ -31,11 +29,10 @@ PARTS = "jobs/parts.jinja"
 router = view_router()
 
 JobId = Annotated[str, Path(pattern=r"^job_[0-9a-z]{1,40}$")]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)
-class JobFilters:
+class JobFilters(ListFilters):
     """The filters of the list, all of which are in the URL."""
 
     status: RunStatus | None
@@ -44,17 +41,14 @@ class JobFilters:
     after: str | None
     columns: Sequence[str]
 
-    def query(self, **changes: str | None) -> str:
-        """Return the query of this list with other values, without its position unless that is given."""
-        fields = {"status": self.status, "search": self.search, "after": None, **changes}
-        pairs = [(name, str(value)) for name, value in fields.items() if value]
-        pairs += [("label", label) for label in self.label]
-        return urlencode([*pairs, *(("column", column) for column in self.columns)])
+    def query(self, **changes: object) -> str:
+        """Return the query of this list, which names each of its columns."""
+        return super().query(columns=None, **{"column": self.columns, **changes})
 
     @property
     def is_filtered(self) -> bool:
-        """Whether jobs may be hidden by a filter."""
-        return bool(self.status or self.label or self.search)
+        """Whether a filter may hide rows; columns are none."""
+        return bool(self.query(column=None))
 
 
 @dataclass(frozen=True)
@@ -146,13 +140,8 @@ def act_on_job(
             actions.cancel(session, job_id)
         case JobAction.delete:
             actions.delete(session, job_id)
-    if "hx-request" not in request.headers:
-        return RedirectResponse("/jobs" if action is JobAction.delete else f"/jobs/{job_id}", 303)
-    if action is JobAction.delete:
-        return Response(headers={"HX-Redirect": "/jobs"})
-    state = _load_job(session, job_id)
-    parts = _render_job(state, visitor)
-    return HTMLResponse(parts.render_changes(None))
+            return go_to(request, "/jobs")
+    return show_changes(request, session, visitor, _job_view(job_id), f"/jobs/{job_id}")
 
 
 def _list_view(filters: JobFilters) -> LiveView[JobList]:

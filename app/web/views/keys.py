@@ -15,8 +15,8 @@ from app.keys.schemas import KeyCreate, KeyView
 from app.storage.database import ReadSession, WriteSession
 from app.tables import Scope
 from app.web.errors import parse_form
-from app.web.live import LiveView, Parts, stream_view
-from app.web.rendering import render_macro, render_page
+from app.web.live import LiveView, Parts, Version, stream_view
+from app.web.rendering import is_htmx, render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "keys/parts.jinja"
@@ -25,7 +25,6 @@ router = view_router(read=Scope.admin, write=Scope.admin)
 
 KeyId = Annotated[str, Path(pattern=r"^key_[0-9a-z]{1,40}$")]
 After = Annotated[str | None, Query(pattern=r"^key_[0-9a-z]{26}$")]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,10 @@ def create_key(
     """Create a key. Only this response contains its secret: no redirect, no URL and no log does."""
     key, secret, _ = service.create_key_over_http(session, body)
     view = _list_view(None)
-    parts = view.render(view.load(session), visitor)
+    state = view.load(session)
+    parts = view.render(state, visitor)
     created = {"name": key.name, "secret": secret}
-    if "hx-request" in request.headers:
+    if is_htmx(request):
         shown = render_macro(visitor.language, PARTS, "created_key", created)
         return HTMLResponse(
             Parts(parts={"created-key": shown}).render_changes(None) + parts.render_changes(None)
@@ -91,7 +91,7 @@ def create_key(
     return render_page(
         request,
         "keys/list.jinja",
-        state=view.load(session),
+        state=state,
         parts=parts,
         after=None,
         scopes=list(Scope),
@@ -103,7 +103,7 @@ def create_key(
 def revoke_key(request: Request, session: WriteSession, visitor: CurrentVisitor, key_id: KeyId) -> Response:
     """Revoke a key; revoking it again changes nothing."""
     service.revoke_key(session, key_id)
-    if "hx-request" not in request.headers:
+    if not is_htmx(request):
         return RedirectResponse("/keys", 303)
     key = service.view_keys(session, [service.get_key(session, key_id)])[0]
     row = render_macro(visitor.language, PARTS, "row", key, visitor)

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Path, Query, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlmodel import Session
 
 from app.deployments.schemas import DeploymentCreate
@@ -19,8 +17,9 @@ from app.models.schemas import ModelFileView, ModelForm, ModelLineageView, Model
 from app.storage.database import ReadSession, WriteSession, read_session
 from app.storage.manifest import ArtifactCorrupt
 from app.web.errors import parse_form
-from app.web.live import LiveView, Parts, stream_view
-from app.web.rendering import render_macro, render_page
+from app.web.live import LiveView, Parts, Version, show_changes, stream_view
+from app.web.rendering import go_to, render_macro, render_page
+from app.web.url_state import ListFilters
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "models/parts.jinja"
@@ -28,26 +27,15 @@ PARTS = "models/parts.jinja"
 router = view_router()
 
 ModelId = Annotated[str, Path(pattern=r"^model_[0-9a-z]{1,40}$")]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)
-class ModelFilters:
+class ModelFilters(ListFilters):
     """The filters of the list, all of which are in the URL."""
 
     name: str
     dataset: str
     after: str | None
-
-    def query(self, **changes: str | None) -> str:
-        """Return the query of this list with other values, without its position unless that is given."""
-        fields = {"name": self.name, "dataset": self.dataset, "after": None, **changes}
-        return urlencode({name: value for name, value in fields.items() if value})
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether models may be hidden by a filter."""
-        return bool(self.name or self.dataset)
 
 
 @dataclass(frozen=True)
@@ -144,19 +132,14 @@ def deploy_model(
     assert visitor.caller is not None
     body = parse_form(DeploymentCreate, name=name, model=model_id)
     create_deployment(session, body, visitor.caller.key_id)
-    if "hx-request" not in request.headers:
-        return RedirectResponse(f"/models/{model_id}", 303)
-    view = _model_view(model_id)
-    return HTMLResponse(view.render(view.load(session), visitor).render_changes(None))
+    return show_changes(request, session, visitor, _model_view(model_id), f"/models/{model_id}")
 
 
 @router.post("/models/{model_id}/delete")
 def delete_model(request: Request, session: WriteSession, model_id: ModelId) -> Response:
     """Delete a model that nothing uses, and return to the list."""
     service.delete_model(session, model_id)
-    if "hx-request" in request.headers:
-        return Response(headers={"HX-Redirect": "/models"})
-    return RedirectResponse("/models", 303)
+    return go_to(request, "/models")
 
 
 def _list_view(filters: ModelFilters) -> LiveView[ModelList]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import Form, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -18,8 +17,9 @@ from app.jobs.schemas import JobView
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession, read_session
 from app.web.errors import parse_form
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.rendering import render_macro, render_page
+from app.web.url_state import encode_query
 from app.web.views.evaluations.page import Position, RowQuery, list_gates, read_rows, scale_differences
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
@@ -31,7 +31,6 @@ router = view_router()
 ComparisonId = Annotated[str, Path(pattern=r"^comparison_[0-9a-z]{1,40}$")]
 JobId = Annotated[str, Query(pattern=r"^(job_[0-9a-z]{1,40})?$")]
 After = Annotated[str | None, Query(pattern=r"^comparison_[0-9a-z]{26}$")]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def list_comparisons(
     view = _list_view(job, after)
     state = view.load(session)
     parts = view.render(state, visitor)
-    query = urlencode({name: value for name, value in (("job", job), ("after", after)) if value})
+    query = encode_query({"job": job, "after": after})
     return render_page(
         request, "comparisons/list.jinja", state=state, parts=parts, query=query, after=after, job=job
     )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
 from sqlmodel import Session
@@ -16,9 +15,10 @@ from app.runs.listing import RunFilters, list_runs
 from app.runs.schemas import RunSummaryView, run_summary_view
 from app.runs.service import get_run
 from app.storage.database import ReadSession
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.plots.scale import PlotScale, draw_line, fit_scale
 from app.web.rendering import render_macro, render_page
+from app.web.url_state import encode_query
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "comparisons/parts.jinja"
@@ -30,7 +30,6 @@ router = view_router()
 RunIds = Annotated[list[str] | None, Query(max_length=20)]
 Metric = Annotated[str, Query(max_length=200)]
 After = Annotated[str | None, Query(pattern=r"^run_[0-9a-z]{26}$")]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def compare_runs(
         state=state,
         parts=view.render(state, visitor),
         choice=choice,
-        query=_query(ids, metric),
-        more=_query(ids, metric, after=following),
+        query=encode_query({"run": ids, "metric": metric}),
+        more=encode_query({"run": ids, "metric": metric, "after": following}),
         limit=MAX_RUNS,
     )
 
@@ -105,11 +104,6 @@ def stream_compared(
 ) -> Response:
     """Stream the curves and values that change."""
     return stream_view(request, _compare_view(list(run or [])[:MAX_RUNS], metric), version)
-
-
-def _query(ids: Sequence[str], metric: str, **more: str | None) -> str:
-    pairs = [("run", run_id) for run_id in ids] + [("metric", metric), *more.items()]
-    return urlencode([(name, value) for name, value in pairs if value])
 
 
 def _compare_view(ids: Sequence[str], metric: str) -> LiveView[ComparedRuns]:

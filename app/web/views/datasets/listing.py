@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
-from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request, Response
 from sqlmodel import Session
@@ -13,8 +12,9 @@ from app.datasets.schemas import DatasetSummaryView, summary_view
 from app.http.paging import PageQuery
 from app.settings import get_settings
 from app.storage.database import ReadSession
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.rendering import render_macro, render_page
+from app.web.url_state import ListFilters
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.data.conversion.csv_table import Delimiter, TextEncoding
 from trainers.data.formats import RowFormat
@@ -23,26 +23,14 @@ PARTS = "datasets/parts.jinja"
 
 router = view_router()
 
-Version = Annotated[str, Query(max_length=64)]
-
 
 @dataclass(frozen=True)
-class DatasetFilters:
+class DatasetFilters(ListFilters):
     """The filters of the list, all of which are in the URL."""
 
     format: RowFormat | None
     name: str
     after: str | None
-
-    def query(self, **changes: str | None) -> str:
-        """Return the query of this list with other values, without its position unless that is given."""
-        fields = {"format": self.format, "name": self.name, "after": None, **changes}
-        return urlencode([(name, str(value)) for name, value in fields.items() if value])
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether datasets may be hidden by a filter."""
-        return bool(self.format or self.name)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Form, Path, Query, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlmodel import Session
 
 from app.datasets import service
@@ -21,8 +20,8 @@ from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession, read_session
 from app.storage.manifest import ArtifactCorrupt
 from app.web.errors import parse_form
-from app.web.live import LiveView, Parts, stream_view
-from app.web.rendering import render_macro, render_page
+from app.web.live import LiveView, Parts, Version, show_changes, stream_view
+from app.web.rendering import go_to, render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.configs.training import ChatTemplateName
 
@@ -68,9 +67,7 @@ def show_dataset(
 
 
 @router.get("/datasets/{dataset_id}/stream")
-def stream_dataset(
-    request: Request, dataset_id: DatasetId, version: Annotated[str, Query(max_length=64)] = ""
-) -> Response:
+def stream_dataset(request: Request, dataset_id: DatasetId, version: Version = "") -> Response:
     """Stream the parts of the dataset's page that change."""
     return stream_view(request, _dataset_view(dataset_id), version)
 
@@ -131,19 +128,16 @@ def create_preview(
     assert visitor.caller is not None
     body = parse_form(PreviewCreate, model=model.strip(), template=template or None, rows=rows)
     service.create_preview(session, get_settings(), dataset_id, body, visitor.caller.key_id)
-    if "hx-request" not in request.headers:
-        return RedirectResponse(f"/datasets/{dataset_id}#tokens", 303)
-    view = _dataset_view(dataset_id)
-    return HTMLResponse(view.render(view.load(session), visitor).render_changes(None))
+    return show_changes(
+        request, session, visitor, _dataset_view(dataset_id), f"/datasets/{dataset_id}#tokens"
+    )
 
 
 @router.post("/datasets/{dataset_id}/delete")
 def delete_dataset(request: Request, session: WriteSession, dataset_id: DatasetId) -> Response:
     """Delete a dataset that no unfinished job uses, and return to the list."""
     service.delete_dataset(session, dataset_id)
-    if "hx-request" in request.headers:
-        return Response(headers={"HX-Redirect": "/datasets"})
-    return RedirectResponse("/datasets", 303)
+    return go_to(request, "/datasets")
 
 
 def _dataset_view(dataset_id: str) -> LiveView[DatasetState]:

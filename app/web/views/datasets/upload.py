@@ -1,11 +1,11 @@
 """The upload of a dataset: one form, with a progress bar by `static/upload.js` and without scripts."""
 
 from fastapi import Request, Response
-from fastapi.responses import RedirectResponse
 
 from app.datasets.reception import MAX_REQUEST_BYTES, receive_dataset
 from app.datasets.upload import FormUpload
 from app.settings import get_settings
+from app.web.rendering import go_to
 from app.web.visitor import CSRF_FIELD, CSRF_HEADER, check_token, check_upload, view_router
 
 router = view_router(check=check_upload)
@@ -19,7 +19,4 @@ async def upload_dataset(request: Request) -> Response:
         check_token(request, request.headers.get(CSRF_HEADER) or upload.fields.get(CSRF_FIELD))
 
     received = await receive_dataset(request, get_settings(), check)
-    page = f"/datasets/{received.id}{'?existing=1' if received.exists else ''}"
-    if "hx-request" in request.headers:
-        return Response(headers={"HX-Redirect": page})
-    return RedirectResponse(page, 303)
+    return go_to(request, f"/datasets/{received.id}{'?existing=1' if received.exists else ''}")

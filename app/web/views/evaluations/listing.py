@@ -1,9 +1,8 @@
 """The list of evaluations, from which some are chosen to compare, and the leaderboard of a dataset."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request, Response
 from sqlmodel import Session
@@ -13,9 +12,10 @@ from app.evaluations.schemas import EvaluationSummaryView, LeaderboardView, eval
 from app.evaluations.service import EvaluationFilters, list_evaluations
 from app.http.paging import PageQuery
 from app.storage.database import ReadSession
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.plots.scale import PlotScale, fit_scale
 from app.web.rendering import render_macro, render_page
+from app.web.url_state import ListFilters
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
 PARTS = "evaluations/parts.jinja"
@@ -23,11 +23,10 @@ PARTS = "evaluations/parts.jinja"
 router = view_router()
 
 Text = Annotated[str, Query(max_length=1024)]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)
-class EvaluationQuery:
+class EvaluationQuery(ListFilters):
     """The filters of the list, all of which are in the URL."""
 
     dataset: str = ""
@@ -36,16 +35,6 @@ class EvaluationQuery:
     job: str = ""
     run: str = ""
     after: str | None = None
-
-    def query(self, **changes: str | None) -> str:
-        """Return the query of this list with other values, without its position unless that is given."""
-        fields = {**asdict(self), "after": None, **changes}
-        return urlencode({name: value for name, value in fields.items() if value})
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether evaluations may be hidden by a filter."""
-        return bool(self.query())
 
     def filters(self) -> EvaluationFilters:
         """Return the filters of the service; an empty field of the form is no filter."""

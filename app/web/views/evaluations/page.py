@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import Path, Query, Request, Response
 from sqlmodel import Session
@@ -24,6 +23,7 @@ from app.storage.database import read_session
 from app.tables import Run
 from app.web.plots.scale import PlotScale, fit_scale
 from app.web.rendering import render_page
+from app.web.url_state import encode_query
 from app.web.visitor import view_router
 from trainers.configs import StageKind
 from trainers.evaluation.results import PairedDifference
@@ -49,8 +49,7 @@ class RowQuery:
 
     def query(self, **changes: object) -> str:
         """Return the query of this page with other values, from its first row unless that is given."""
-        fields = {"metric": self.metric, "filter": self.filter, "against": self.against, **changes}
-        return urlencode({name: value for name, value in fields.items() if value})
+        return encode_query({**vars(self), "after": None, **changes})
 
 
 @dataclass(frozen=True)

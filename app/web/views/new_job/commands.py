@@ -1,14 +1,12 @@
 """A job spec as commands that submit it: with curl, by the Python client, and by `tunesmith`."""
 
-import json
 from pprint import pformat
 from textwrap import indent
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-Spec = dict[str, Any]
+from app.web.views.new_job.draft import Spec, format_json
 
 
 def list_commands(request: Request, spec: Spec) -> list[tuple[str, str]]:
@@ -27,7 +25,7 @@ def _curl(address: str, spec: Spec) -> str:
         f"curl {_quote(address)}/api/v1/jobs \\\n"
         '  -H "Authorization: Bearer $TUNESMITH_API_KEY" \\\n'
         "  -H 'Content-Type: application/json' \\\n"
-        f"  -d @- <<'END'\n{_json(spec)}\nEND\n"
+        f"  -d @- <<'END'\n{format_json(spec)}\nEND\n"
     )
 
 
@@ -43,13 +41,9 @@ def _python(address: str, spec: Spec) -> str:
 
 def _command(address: str, spec: Spec) -> str:
     return (
-        f"cat > job.json <<'END'\n{_json(spec)}\nEND\n"
+        f"cat > job.json <<'END'\n{format_json(spec)}\nEND\n"
         f"TUNESMITH_URL={_quote(address)} tunesmith apply job.json\n"
     )
-
-
-def _json(spec: Spec) -> str:
-    return json.dumps(spec, ensure_ascii=False, indent=2)
 
 
 def _quote(address: str) -> str:

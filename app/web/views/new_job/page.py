@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -20,7 +20,7 @@ from app.jobs.examples import JOB_EXAMPLES
 from app.settings import get_settings
 from app.storage.database import read_session
 from app.web.live import Parts
-from app.web.rendering import render_macro, render_page, render_partial
+from app.web.rendering import go_to, is_htmx, render_macro, render_page, render_partial
 from app.web.views.new_job import preflight
 from app.web.views.new_job.checks import CheckedDraft, check_draft, describe_error, parse_spec
 from app.web.views.new_job.commands import list_commands
@@ -136,8 +136,7 @@ def _submit(request: Request, visitor: Visitor, spec: Spec, key: str) -> Respons
     job, _ = service.submit_job(
         get_settings(), parse_spec(spec), visitor.caller.key_id, f"page-{key}-{content}" if key else None
     )
-    page = f"/jobs/{job.id}"
-    return HTMLResponse(headers={"HX-Redirect": page}) if _is_htmx(request) else RedirectResponse(page, 303)
+    return go_to(request, f"/jobs/{job.id}")
 
 
 def _check(session: Session, visitor: Visitor, spec: Spec, text: str, key: str) -> Draft:
@@ -170,7 +169,7 @@ def _respond(
     request: Request, visitor: Visitor, draft: Draft, *, is_changed: bool, with_text: bool
 ) -> Response:
     """Return the parts of the page that change, or the whole page without htmx."""
-    if not _is_htmx(request):
+    if not is_htmx(request):
         with read_session() as session:
             suggestions = _suggest(session)
         return _render_form(request, visitor, draft, suggestions, None)
@@ -282,7 +281,3 @@ def _describe_presets(value: Any) -> list[dict[str, Any]]:
         {"name": name, "kind": preset.kind, "summary": preset.summary, "is_chosen": name in chosen}
         for name, preset in load_presets().items()
     ]
-
-
-def _is_htmx(request: Request) -> bool:
-    return "hx-request" in request.headers

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Path, Query, Request, Response
+from fastapi import Path, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlmodel import Session
 
@@ -14,8 +14,8 @@ from app.jobs.schemas import JobCreate, JobView, PreflightOptions
 from app.settings import get_settings
 from app.storage.database import read_session, transaction
 from app.web.errors import parse_form
-from app.web.live import LiveView, Parts, stream_view
-from app.web.rendering import render_macro, render_partial
+from app.web.live import LiveView, Parts, Version, stream_view
+from app.web.rendering import is_htmx, render_macro, render_partial
 from app.web.visitor import Visitor, view_router
 
 PARTS = "new_job/parts.jinja"
@@ -43,9 +43,7 @@ def render(state: PreflightState, visitor: Visitor) -> Parts:
 
 
 @router.get("/jobs/new/preflight/{job_id}/stream")
-def stream_preflight(
-    request: Request, job_id: JobId, version: Annotated[str, Query(max_length=64)] = ""
-) -> Response:
+def stream_preflight(request: Request, job_id: JobId, version: Version = "") -> Response:
     """Stream the findings as the runs report them."""
     return stream_view(request, LiveView(lambda session: load(session, job_id), render), version)
 
@@ -57,7 +55,7 @@ def start(request: Request, visitor: Visitor, spec: JobCreate, inputs: Mapping[s
     with transaction() as session:
         job, _ = create_preflight(session, get_settings(), spec, options, visitor.caller.key_id)
     page = f"/jobs/new?preflight={job.id}"
-    if "hx-request" not in request.headers:
+    if not is_htmx(request):
         return RedirectResponse(page, 303)
     with read_session() as session:
         parts = render(load(session, job.id), visitor)

@@ -16,9 +16,9 @@ from app.runs.curves import points
 from app.runs.schemas import RunView, RunWarningView
 from app.settings import get_settings
 from app.storage.database import ReadSession
-from app.web.live import LiveView, Parts, event_stream
+from app.web.live import LiveView, Parts, Version, event_stream, open_stream
 from app.web.rendering import render_macro, render_page
-from app.web.views.runs.stream import RunPoll, encode_points, stream_run
+from app.web.views.runs.stream import RunPoll, encode_points
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from app.workers.names import name_workers
 
@@ -58,7 +58,7 @@ def show_run(request: Request, session: ReadSession, visitor: CurrentVisitor, ru
 def stream(
     request: Request,
     run_id: RunId,
-    version: Annotated[str, Query(max_length=64)] = "",
+    version: Version = "",
     after_event: Seq = 0,
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
 ) -> Response:
@@ -66,7 +66,7 @@ def stream(
     view = LiveView(lambda session: _load(session, run_id), _render)
     after = after_event if last_event_id is None else last_event_id
     poll = RunPoll(request, view, version, run_id, after)
-    return event_stream(stream_run(poll, request.app.state.stopping))
+    return event_stream(open_stream(poll, request.app.state.stopping))
 
 
 @router.get("/runs/{run_id}/points")

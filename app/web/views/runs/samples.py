@@ -11,7 +11,7 @@ from app.runs.curves.samples import SampledStepView, list_samples
 from app.runs.schemas import RunSummaryView, run_summary_view
 from app.runs.service import get_run
 from app.storage.database import ReadSession
-from app.web.live import LiveView, Parts, stream_view
+from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.rendering import render_macro, render_page
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 
@@ -22,7 +22,6 @@ router = view_router()
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-z]{1,40}$")]
 Before = Annotated[int | None, Query(ge=1, lt=2**31)]
-Version = Annotated[str, Query(max_length=64)]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The stream of a run's page: its parts, and its metrics and log lines by the number of their events."""
 
 import json
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +10,7 @@ from app.runs.curves import points
 from app.runs.curves.points import LoggedPoint
 from app.storage.database import read_session
 from app.tables import EventType
-from app.web.live import LiveView, Poll, make_event, open_stream
+from app.web.live import LiveView, Poll, make_event
 
 EVENTS_PER_POLL = 500
 
@@ -43,12 +42,6 @@ class RunPoll(Poll[Any]):
         # The position is that of all of them: a stream that breaks before it repeats them.
         frames.append(make_event("position", id=str(self._seq)))
         return [*frames, *changes]
-
-
-async def stream_run(poll: RunPoll, stopping: threading.Event) -> AsyncIterator[bytes]:
-    """Yield the events of a run's page until the service stops."""
-    async for event in open_stream(poll, stopping):
-        yield event
 
 
 def encode_points(found: Sequence[LoggedPoint], following: int | None) -> str:
