@@ -1,18 +1,7 @@
 // The end of a run's log: new lines are appended, followed and searched.
-const MAX_LINES = 5000;
-
-export function appendLines(box, lines) {
-  box.append(
-    ...lines.map((line) => {
-      const element = document.createElement("div");
-      element.textContent = line;
-      return element;
-    }),
-  );
-  while (box.childElementCount > MAX_LINES) box.firstElementChild.remove();
-}
-
 import { onEvent } from "./live.js";
+
+const MAX_LINES = 5000;
 
 export function startLog() {
   const box = document.getElementById("log");
@@ -44,4 +33,15 @@ export function startLog() {
     if (isAtEnd !== follow.checked) follow.checked = isAtEnd;
   });
   scroll();
+}
+
+function appendLines(box, lines) {
+  box.append(
+    ...lines.map((line) => {
+      const element = document.createElement("div");
+      element.textContent = line;
+      return element;
+    }),
+  );
+  while (box.childElementCount > MAX_LINES) box.firstElementChild.remove();
 }

@@ -89,7 +89,7 @@ def test_a_model_is_deployed_under_a_name(browser: Browser, lineage: Lineage) ->
     page = f"/models/{lineage.model.id}"
     assert browser.post(f"{page}/deploy", page=page, name="news").status_code == 303
     shown = browser.get(page).text
-    assert ">news</a>" in shown and ">queued<" in shown
+    assert ">news</a>" in shown and ">Queued<" in shown
     assert browser.post(f"{page}/deploy", page=page, name="Not a name").status_code == 422
 
 
