@@ -165,18 +165,13 @@ def chat(serving: ServingOptions) -> None:
     from trainers.runtime.launch_command import HeldPort
 
     print(f"Starting {serving.engine} …", file=sys.stderr)
-    with (
-        HeldPort(LOOPBACK) as port,
-        tempfile.TemporaryDirectory() as folder,
-        run_engine(
-            *(served := serving.make_engine(LOOPBACK, port.number)),
-            Path(folder) / "engine.log",
-            own_session=True,
-            extra_arguments=serving.engine_arguments,
-        ) as address,
-    ):
-        name = latest_model_name(*served)
-        ChatSession(address, name, serving.system_prompt, dict(serving.sampling)).run()
+    with HeldPort(LOOPBACK) as port, tempfile.TemporaryDirectory() as folder:
+        engine, config = serving.make_engine(LOOPBACK, port.number)
+        log, name = Path(folder) / "engine.log", latest_model_name(engine, config)
+        with run_engine(
+            engine, config, log, own_session=True, extra_arguments=serving.engine_arguments
+        ) as address:
+            ChatSession(address, name, serving.system_prompt, dict(serving.sampling)).run()
 
 
 def complete_rows(serving: ServingOptions, input: Path | None, output: Path | None) -> None:
