@@ -130,8 +130,8 @@ def _resume(
 def require_same_adapter(model: Any, checkpoint: Path) -> None:
     """Raise AdapterUnreadable if no weight of a checkpoint's adapter has a name of the model's.
 
-    The Trainer would continue with a new adapter without a word. A version that loaded the base in another
-    class, as the text model of a multimodal one, has written other names.
+    The Trainer would continue with a new adapter and report nothing. A version that loaded the base in
+    another class, as the text model of a multimodal one, has written other names.
     """
     weights = checkpoint / ADAPTER_WEIGHTS
     if not isinstance(model, PeftModel) or not weights.is_file():
