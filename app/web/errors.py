@@ -43,6 +43,12 @@ def parse_form(model: type[Form], /, **values: Any) -> Form:
         raise RequestValidationError(errors, body=values) from error
 
 
+def name_fields(error: RequestValidationError) -> UnprocessableContent:
+    """Return the error with each invalid field, as the API does."""
+    fields = list_field_errors(error.errors(), error.body)
+    return UnprocessableContent(f"{fields[0]['field']}: {fields[0]['message']}", fields=fields)
+
+
 def error_page(request: Request, error: HttpError) -> Response:
     """Return the response to an error."""
     if error.status == 401:
@@ -94,9 +100,7 @@ def _handle_api_error(request: Request, error: Exception) -> Response:
 
 def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields = list_field_errors(error.errors(), error.body)
-    first = fields[0]
-    return error_page(request, UnprocessableContent(f"{first['field']}: {first['message']}", fields=fields))
+    return error_page(request, name_fields(error))
 
 
 def _handle_http_exception(request: Request, error: Exception) -> Response:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from fastapi.exceptions import RequestValidationError
 from sqlmodel import Session
 
-from app.http.error_responses import list_field_errors
-from app.http.errors import HttpError, UnprocessableContent
+from app.http.errors import HttpError
 from app.jobs import service
 from app.jobs.schemas import DryRunView, JobCreate
 from app.settings import Settings
+from app.web.errors import name_fields, parse_form
 from app.web.views.new_job.draft import Spec
 
 
@@ -28,12 +28,9 @@ class CheckedDraft:
 def parse_spec(spec: Spec) -> JobCreate:
     """Return the validated spec; raises UnprocessableContent with each invalid field, as the API does."""
     try:
-        return JobCreate.model_validate(spec)
-    except ValidationError as error:
-        details = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-        fields = list_field_errors(details, spec)
-        first = f"{fields[0]['field']}: {fields[0]['message']}"
-        raise UnprocessableContent(first, fields=fields) from error
+        return parse_form(JobCreate, **spec)
+    except RequestValidationError as error:
+        raise name_fields(error) from error
 
 
 def check_draft(session: Session, settings: Settings, spec: Spec, key_id: str) -> CheckedDraft:
