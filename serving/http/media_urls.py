@@ -13,6 +13,8 @@ MEDIUM = re.compile(r"image|audio|video|file|document|media")
 # The fields of a message that contains nothing but text, if none of their values is a list or an object.
 TEXT_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
 STRUCTURES = b"[{"
+# Python's own limit depends on what else the process has imported.
+MAX_LEVELS = 64
 SCHEME = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 # Parsers of URLs skip these characters at the start, and tabs and line ends everywhere.
 SKIPPED_AT_START = "".join(map(chr, range(33)))
@@ -62,17 +64,22 @@ def _decode_dict(message: dict[str, msgspec.Raw]) -> dict[str, Any]:
     return {name: _decode(value) for name, value in message.items()}
 
 
-def _names_url(value: Any, field: str = "", is_media: bool = False) -> bool:
-    """Return whether a part of a medium contains a URL; texts may."""
+def _names_url(value: Any, field: str = "", is_media: bool = False, levels: int = MAX_LEVELS) -> bool:
+    """Return whether a part of a medium contains a URL; texts may.
+
+    Raises InvalidRequest for too many levels.
+    """
     if isinstance(value, str):
         return is_media and _is_reference(field, value)
+    if levels == 0 and isinstance(value, list | dict):
+        raise InvalidRequest(f"A message has more than {MAX_LEVELS} levels of lists and objects.")
     if isinstance(value, list):
-        return any(_names_url(item, field, is_media) for item in value)
+        return any(_names_url(item, field, is_media, levels - 1) for item in value)
     if isinstance(value, dict):
         kind = value.get("type")
         is_media = is_media or (isinstance(kind, str) and MEDIUM.search(kind.lower()) is not None)
         return any(
-            _names_url(item, name.lower(), is_media or MEDIUM.search(name.lower()) is not None)
+            _names_url(item, name.lower(), is_media or MEDIUM.search(name.lower()) is not None, levels - 1)
             for name, item in value.items()
         )
     return False

@@ -136,7 +136,7 @@ REGRESSIONS = [
     ),
     Regression(
         "a key is recognized by its first characters",
-        "app.http.auth:_find",
+        "app.http.auth:find_active_key",
         find_by_hint,
         "test_a_key_is_accepted_in_the_header_only_and_exactly_as_it_was_issued",
     ),

@@ -6,13 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.security.regression import FOLDER
+import pytest
+
+from tests.security.regression import FOLDER, plant
 
 MODULES = sorted(f"tests.security.{path.stem}" for path in FOLDER.glob("test_*.py") if path != Path(__file__))
 
 
 def test_every_module_plants_a_regression() -> None:
     assert [name for name in MODULES if not importlib.import_module(name).REGRESSIONS] == []
+
+
+def test_each_regression_replaces_something_that_exists() -> None:
+    for name in MODULES:
+        for regression in importlib.import_module(name).REGRESSIONS:
+            with pytest.MonkeyPatch.context() as patch:
+                plant(regression, patch)
 
 
 def test_each_planted_regression_is_noticed() -> None:

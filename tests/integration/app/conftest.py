@@ -3,13 +3,14 @@
 import itertools
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Engine, update
 from sqlmodel import SQLModel, col
 from starlette.testclient import TestClient
 
@@ -66,7 +67,6 @@ def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TUNESMITH_DATABASE_URL", database_url)
     clear_caches()
     yield get_settings()
-    database.get_engine().dispose()
     clear_caches()
 
 
@@ -153,10 +153,24 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
 def clear_caches() -> None:
     """Clear the caches, so that the next call reads the environment again."""
     assert queue.get_notifier().wait(30), "a notification of this test would be sent in the next one"
+    if database.get_engine.cache_info().currsize:
+        _close_connections(database.get_engine())
     caches = (get_settings, database.get_engine, queue.get_celery, queue.get_notify_incident)
     for cached in (*caches, opening.get_store):
         cached.cache_clear()
     incidents._OPEN.clear()
+
+
+def _close_connections(engine: Engine) -> None:
+    """Close all connections, after the threads of the service that still use one.
+
+    A connection that is in use would return to a pool that nobody closes any more.
+    """
+    deadline = time.monotonic() + 30
+    while engine.pool.checkedout():  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline, "a connection of this test is still in use"
+        time.sleep(0.01)
+    engine.dispose()
 
 
 def _empty(url: str) -> None:
