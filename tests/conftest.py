@@ -23,6 +23,7 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a starter model that was trained for a few seconds."""
     out = tmp_path_factory.mktemp("starter") / "starter"
     command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
+    command += ["--progress", str(out.parent.with_name("starter-progress.json"))]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     return out
 

@@ -7,9 +7,11 @@ can silently split text differently.
     python -m trainers.starter --out models/starter
 """
 
+import json
 import logging
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,18 +44,21 @@ EQUATION_SHARE = 0.3
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 30
+REPORT_SECONDS = 0.5
 
 logger = logging.getLogger("trainers")
 program = make_typer()
 
 
-def build_starter_model(out: Path, steps: int, seed: int, heads: int = 4) -> None:
+def build_starter_model(
+    out: Path, steps: int, seed: int, heads: int = 4, progress: Path | None = None
+) -> None:
     """Train the tokenizer and the model, and publish both as a folder, which is replaced if it exists."""
     disable_progress_bar()
     set_seed(seed)
     tokenizer = _train_tokenizer()
     model = _build_model(tokenizer, heads)
-    _train(model, _build_examples(tokenizer, seed), steps, seed)
+    _train(model, _build_examples(tokenizer, seed), steps, seed, _StepReport(progress, steps))
 
     def fill(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -154,7 +159,39 @@ def _render(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], 
     return text
 
 
-def _train(model: LlamaForCausalLM, examples: list[tuple[int, list[int]]], steps: int, seed: int) -> None:
+class _StepReport:
+    """The file with the progress of the training, and the lines of the log."""
+
+    def __init__(self, path: Path | None, total_steps: int) -> None:
+        self._path = path
+        self._total_steps = total_steps
+        self._started_at = time.monotonic()
+        self._written_at = 0.0
+
+    def write(self, step: int, loss: float) -> None:
+        """Report a step that is done; most calls do nothing."""
+        now = time.monotonic()
+        remaining = (now - self._started_at) / step * (self._total_steps - step)
+        if step % 100 == 0:
+            text = "step %d of %d, loss %.3f, about %.0f s left"
+            logger.info(text, step, self._total_steps, loss, remaining)
+        is_due = now - self._written_at >= REPORT_SECONDS or step == self._total_steps
+        if self._path is None or not is_due:
+            return
+        values = {"step": step, "total_steps": self._total_steps, "remaining_seconds": round(remaining, 1)}
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(values), encoding="utf-8")
+        temporary.replace(self._path)
+        self._written_at = now
+
+
+def _train(
+    model: LlamaForCausalLM,
+    examples: list[tuple[int, list[int]]],
+    steps: int,
+    seed: int,
+    report: _StepReport,
+) -> None:
     rng = random.Random(seed)  # noqa: S311  # Not for secrets.
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
@@ -167,8 +204,7 @@ def _train(model: LlamaForCausalLM, examples: list[tuple[int, list[int]]], steps
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 100 == 0:
-            logger.info("step %d of %d, loss %.3f", step + 1, steps, loss.item())
+        report.write(step + 1, loss.item())
 
 
 def _pad_batch(examples: list[tuple[int, list[int]]], pad: int) -> dict[str, torch.Tensor]:
@@ -203,10 +239,13 @@ def main(
     heads: Annotated[
         int, typer.Option(min=1, max=64, help="Heads of attention; vLLM serves the model on a CPU with 2.")
     ] = 4,
+    progress: Annotated[
+        Path | None, typer.Option(help="File for the steps that are done and the remaining time.")
+    ] = None,
 ) -> None:
     """Train the starter model."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    build_starter_model(out, steps, seed, heads)
+    build_starter_model(out, steps, seed, heads, progress)
 
 
 if __name__ == "__main__":

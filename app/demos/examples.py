@@ -15,7 +15,7 @@ from app.datasets import service as datasets
 from app.deployments import service as deployments
 from app.deployments.schemas import DeploymentCreate
 from app.http.paging import PageQuery
-from app.models.references import STARTER
+from app.models.starter import STARTER, StarterProgress, find_progress_file
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from trainers.data.recipes import arithmetic
@@ -44,23 +44,31 @@ def create_examples(settings: Settings, stopping: threading.Event) -> None:
 def ensure_starter_model(settings: Settings, stopping: threading.Event | None = None) -> Path:
     """Return the folder of the starter model, which is trained first if it does not exist.
 
-    The training takes a minute; it is abandoned when `stopping` is set.
+    The training takes a minute on an idle machine; it is abandoned when `stopping` is set.
     """
     folder = settings.model_roots[0] / STARTER
     if not folder.exists():
         logger.info("training the starter model, which takes about a minute")
         folder.parent.mkdir(parents=True, exist_ok=True)
+        progress = find_progress_file(settings)
         command = [settings.trainer_python or sys.executable, "-m", "trainers.starter", "--out", str(folder)]
-        _run(command, stopping or threading.Event())
+        _run([*command, "--progress", str(progress)], progress, stopping or threading.Event())
     return folder
 
 
-def _run(command: Sequence[str], stopping: threading.Event) -> None:
-    with subprocess.Popen(command) as program:
-        while program.poll() is None:
-            if stopping.wait(POLL_SECONDS):
-                program.terminate()
-                return
+def _run(command: Sequence[str], progress: Path, stopping: threading.Event) -> None:
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    progress.write_text(StarterProgress().model_dump_json(), encoding="utf-8")
+    try:
+        with subprocess.Popen(command) as program:
+            while program.poll() is None:
+                # The file of a process that was killed grows old.
+                progress.touch()
+                if stopping.wait(POLL_SECONDS):
+                    program.terminate()
+                    return
+    finally:
+        progress.unlink(missing_ok=True)
     if program.returncode:
         raise subprocess.CalledProcessError(program.returncode, command)
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from app.demos import examples
 from app.demos.quickstart import check_response, follow_run, run_service
-from app.models.references import STARTER
+from app.models.starter import STARTER
 from app.settings import Settings, get_settings
 from trainers.data.recipes import arithmetic
 

@@ -12,6 +12,7 @@ from app.hosts.readiness import HostsUnwell, check_hosts
 from app.http import metrics
 from app.http.auth import require_by_method
 from app.http.edges.query import check_query
+from app.models.starter import STARTER, read_starter_progress
 from app.scheduling.availability import (
     LIMIT_SECONDS,
     NotMigrated,
@@ -57,6 +58,10 @@ class Readiness(BaseModel):
     )
     queues: list[Queue] = Field(description="Hardware that the live workers serve.")
     background: str = Field(description="Whether the threads and the worker of this process work.")
+    examples: str = Field(
+        description="Whether the example model that `--with-examples` asks for can be used, or how far its "
+        "training is."
+    )
 
 
 UNREADY_EXAMPLE = {
@@ -68,6 +73,7 @@ UNREADY_EXAMPLE = {
     "hosts": "unknown without the database",
     "queues": [],
     "background": "sweeper: 3 failures, the last one: OperationalError: connection refused",
+    "examples": "ok",
 }
 
 
@@ -137,6 +143,8 @@ class ReadinessChecks:
         states = dict(zip(self._checks, read, strict=True))
         ready = states["database"] == states["store"] == "ok"
         states["background"] = "; ".join(list_problems()) or "ok"
+        training = read_starter_progress()
+        states["examples"] = f"training the model {STARTER}: {training}" if training else "ok"
         shown = {name: hide_locations(state) for name, state in states.items()}
         return Readiness.model_validate({"ready": ready, "queues": self._queues, **shown})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from app.http.errors import UnprocessableContent
+from app.models.starter import STARTER, read_starter_progress
 from app.settings import get_settings
 from app.tables import Model
 from trainers.configs.references import (
@@ -15,9 +16,6 @@ from trainers.configs.references import (
     RegistryModel,
     parse_location,
 )
-
-# The example model of `python -m app --with-examples`, which the documentation's examples name.
-STARTER = "starter"
 
 
 def resolve_model(session: Session, reference: str, field: str) -> ModelLocation:
@@ -36,12 +34,7 @@ def resolve_model(session: Session, reference: str, field: str) -> ModelLocation
     try:
         return parse_location(reference)
     except ValueError as error:
-        raise _invalid(
-            field,
-            f"{reference!r} is not a folder under {_join(roots)}, a hub id such as 'org/name', or a registry "
-            "id 'model_…'.",
-            _missing_folder_hint(reference),
-        ) from error
+        raise _unknown(field, reference, roots) from error
 
 
 def check_kernel_folder(folder: str, field: str) -> None:
@@ -54,13 +47,19 @@ def check_kernel_folder(folder: str, field: str) -> None:
         raise _invalid(field, message, "The operator can allow folders in TUNESMITH_KERNEL_ROOTS.")
 
 
-def _missing_folder_hint(reference: str) -> str:
+def _unknown(field: str, reference: str, roots: Sequence[Path]) -> UnprocessableContent:
+    if reference == STARTER and (progress := read_starter_progress()) is not None:
+        message = f"The example model {STARTER!r} is still being trained on this machine: {progress}."
+        hint = "Wait, and send the request again. `tunesmith status` shows the progress."
+        return _invalid(field, message, hint)
+    message = (
+        f"{reference!r} is not a folder under {_join(roots)}, a hub id such as 'org/name', or a registry id "
+        "'model_…'."
+    )
+    hint = "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS."
     if reference == STARTER:
-        return (
-            "`make run` trains this example model when it first starts, in a minute or two: wait, and send "
-            "the request again. A service without --with-examples does not have it."
-        )
-    return "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS."
+        hint = "Only a service with examples has this model: `make run`, or `tunesmith up --with-examples`."
+    return _invalid(field, message, hint)
 
 
 def find_folder(reference: str) -> Path | None:

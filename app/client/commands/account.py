@@ -53,6 +53,6 @@ def status(as_json: JsonOption = False) -> None:
     console.print(f"{client.address.url}  {'ready' if readiness.ready else 'NOT READY'}")
     console.print(f"key      {caller.key_id or 'none'} ({', '.join(caller.scopes)})")
     console.print(f"queues   {', '.join(readiness.queues) or 'none'}")
-    for name in ("database", "store", "broker", "workers", "hosts", "background"):
+    for name in ("database", "store", "broker", "workers", "hosts", "background", "examples"):
         if (state := getattr(readiness, name)) != "ok":
             console.print(f"{name:8} {state}", markup=False)

@@ -96,3 +96,4 @@ class ReadinessRecord(ApiView):
     hosts: str
     queues: list[str]
     background: str
+    examples: str = "ok"

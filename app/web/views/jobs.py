@@ -11,6 +11,7 @@ from app.http.paging import PageQuery
 from app.jobs import actions, listing, service
 from app.jobs.actions import ActionState, JobAction
 from app.jobs.schemas import JobSummaryView, JobView
+from app.models.starter import StarterProgress, read_starter_progress
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 from app.tables import RunStatus
@@ -58,6 +59,8 @@ class JobList:
     jobs: Sequence[JobSummaryView]
     next: str | None
     workers: dict[str, str]
+    training: StarterProgress | None
+    """Of the example model, which jobs cannot use yet."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def _list_view(filters: JobFilters) -> LiveView[JobList]:
             session, query, filters.status, None, filters.label, filters.search or None
         )
         worker_ids = (stage.worker_id for job in jobs for stage in job.stages)
-        return JobList(jobs, after, name_workers(session, worker_ids))
+        return JobList(jobs, after, name_workers(session, worker_ids), read_starter_progress())
 
     def render(state: JobList, visitor: Visitor) -> Parts:
         rows = {
@@ -159,7 +162,8 @@ def _list_view(filters: JobFilters) -> LiveView[JobList]:
             for job in state.jobs
         }
         empty = render_macro(visitor.language, PARTS, "empty_row", filters)
-        return Parts(rows=rows, table="jobs", empty=empty)
+        parts = {"starter": render_macro(visitor.language, "parts.jinja", "starter", state.training)}
+        return Parts(parts=parts, rows=rows, table="jobs", empty=empty)
 
     return LiveView(load, render)
 

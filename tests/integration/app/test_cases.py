@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.jobs.examples import CASE_FOLDER, CASE_SUMMARIES, JOB_EXAMPLES, SIZES
-from app.models.references import STARTER
+from app.models.starter import STARTER
 from app.settings import Settings
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,5 +1,6 @@
 """Jobs over HTTP: creating, resolving, listing and reading."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 
 from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.schemas import JobCreate
-from app.models.references import STARTER
+from app.models.starter import STARTER, find_progress_file
 from app.scheduling.queue import get_notifier
 from app.settings import Settings
 from app.storage.database import read_session, transaction
@@ -127,12 +128,19 @@ def test_the_hint_of_an_invalid_job_belongs_to_its_message(client: TestClient) -
     assert "folder" not in (error["hint"] or "")
 
 
-def test_the_example_model_that_is_still_trained_is_refused_with_a_hint_to_wait(
-    client: TestClient, rows: Dataset
+def test_the_example_model_that_is_still_trained_is_refused_with_its_progress(
+    client: TestClient, rows: Dataset, settings: Settings
 ) -> None:
+    progress = find_progress_file(settings)
+    progress.parent.mkdir()
+    progress.write_text('{"step": 340, "total_steps": 800, "remaining_seconds": 44.2}')
     error = client.post("/api/v1/jobs", json=spec(SFT | {"base": STARTER})).json()["error"]
-    assert "'starter' is not a folder" in error["message"]
-    assert "--with-examples" in error["hint"]
+    assert "step 340 of 800 (42 %), about 45 s left" in error["message"] and "Wait" in error["hint"]
+    assert "step 340 of 800" in client.get("/readyz").json()["examples"]
+    # Nobody renews the file any more: its process was killed.
+    os.utime(progress, (1, 1))
+    error = client.post("/api/v1/jobs", json=spec(SFT | {"base": STARTER})).json()["error"]
+    assert "'starter' is not a folder" in error["message"] and "--with-examples" in error["hint"]
 
 
 def test_a_body_that_is_not_json_is_refused_with_a_clear_message(client: TestClient) -> None:

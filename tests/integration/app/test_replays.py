@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from app.demos.examples import TEST, TRAIN
 from app.jobs.examples import JOB_EXAMPLES
-from app.models.references import STARTER
+from app.models.starter import STARTER
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Dataset, Run

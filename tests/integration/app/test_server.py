@@ -205,15 +205,16 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
 
 
 def test_a_signal_also_ends_the_creation_of_the_examples(tmp_path: Path) -> None:
-    with serving(tmp_path, "--no-worker", "--with-examples") as (server, _):
+    with serving(tmp_path, "--no-worker", "--with-examples") as (server, url):
         service = psutil.Process(server.pid)
         deadline = time.monotonic() + 20
         while not (children := service.children()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert "training the model starter" in httpx2.get(f"{url}/readyz").json()["examples"]
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
-        assert not children[0].is_running()
+        assert not children[0].is_running() and not list(tmp_path.rglob("starter-progress*"))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -54,6 +54,11 @@ def test_starter_leaves_only_what_a_model_needs(starter: Path) -> None:
     assert (weights["model_type"], "auto_map" in weights) == ("llama", False)
 
 
+def test_the_progress_of_the_training_is_in_a_file(starter: Path) -> None:
+    written = json.loads(starter.parent.with_name("starter-progress.json").read_text())
+    assert written == {"step": 30, "total_steps": 30, "remaining_seconds": 0}
+
+
 @pytest.mark.slow
 def test_fine_tuning_lifts_a_whole_starter_above_60_percent(
     programs: Programs, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path

@@ -17,6 +17,7 @@ from app.http.errors import HttpError
 from app.http.paging import PageQuery
 from app.jobs import service
 from app.jobs.examples import JOB_EXAMPLES
+from app.models.starter import read_starter_progress
 from app.settings import get_settings
 from app.storage.database import read_session
 from app.web.live import Parts
@@ -81,6 +82,14 @@ def show_form(
         suggestions = _suggest(session)
         state = preflight.load(session, checked) if checked else None
     return _render_form(request, visitor, draft, suggestions, state)
+
+
+@router.get("/jobs/new/starter")
+def show_starter(visitor: CurrentVisitor) -> Response:
+    """Show how far the example model is; at its end, the form checks its draft again."""
+    training = read_starter_progress()
+    html = render_macro(visitor.language, "parts.jinja", "starter", training, "/jobs/new/starter")
+    return HTMLResponse(html, headers={} if training else {"HX-Trigger": "starter-ready"})
 
 
 @router.post("/jobs/new")
@@ -196,6 +205,7 @@ def _render_form(
         suggestions=suggestions,
         examples={name: each["summary"] for name, each in JOB_EXAMPLES.items()},
         kinds=summarize_stages(),
+        training=read_starter_progress(),
         preflight=state,
         preflight_parts=preflight.render(state, visitor) if state else Parts(),
     )

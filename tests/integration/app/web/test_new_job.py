@@ -10,6 +10,8 @@ import pytest
 from sqlmodel import func, select
 
 from app.jobs.examples import JOB_EXAMPLES
+from app.models.starter import find_progress_file
+from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Job, Run, RunStatus, Scope
 from app.web.views.new_job.draft import apply_inputs, parse_json, read_path, show_value
@@ -58,6 +60,18 @@ def test_a_form_begins_with_the_newest_dataset_or_asks_for_one(browser: Browser)
     assert "There is no dataset that a job can use yet." in browser.get("/jobs/new").text
     seeded_datasets.add_dataset()
     assert shown_spec(browser.get("/jobs/new").text)["stages"][0]["dataset"] == "ko-chat"
+
+
+def test_lists_and_forms_show_how_far_the_example_model_is(browser: Browser, settings: Settings) -> None:
+    progress = find_progress_file(settings)
+    progress.parent.mkdir()
+    progress.write_text('{"step": 340, "total_steps": 800, "remaining_seconds": 45}')
+    for page in ("/jobs", "/jobs/new", "/jobs/new/starter"):
+        assert "340 / 800 · 45s left" in browser.get(page).text
+    progress.unlink()
+    ended = browser.get("/jobs/new/starter")
+    assert "340" not in ended.text and "hx-get" not in ended.text
+    assert ended.headers["HX-Trigger"] in browser.get("/jobs/new").text
 
 
 def test_every_field_has_the_description_of_its_schema(browser: Browser) -> None:
