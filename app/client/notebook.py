@@ -113,10 +113,13 @@ def draw_differences(differences: Sequence[Any]) -> str:
 
 def draw_report(name: str, report: Any) -> str:
     """Return the findings of a file."""
+    # Imported here, because `import tunesmith` does not need it.
+    from trainers.data.faults import share_by_code
+
     count = f"{report.row_count:,} rows, {report.fault_count:,} faults, {report.warning_count:,} warnings"
     rows = [
         [_text("" if one.line is None else one.line), _text(one.code), _text(one.message)]
-        for one in [*report.faults, *report.warnings][:MAX_FAULTS]
+        for one in share_by_code([*report.faults, *report.warnings], MAX_FAULTS)
     ]
     findings = _table(["line", "kind", "message"], rows) if rows else ""
     return f"<div><b>{_text(name)}</b> {count}{findings}</div>"

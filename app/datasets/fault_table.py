@@ -5,7 +5,7 @@ import io
 
 from trainers.data.validate import ValidationReport
 
-COLUMNS = ("line", "field", "code", "message")
+COLUMNS = ("line", "file_line", "field", "code", "message")
 # A spreadsheet computes a cell that begins with one of these, and cells quote what strangers have uploaded.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -19,7 +19,14 @@ def render_fault_table(report: ValidationReport) -> str:
     table = csv.writer(text)
     table.writerow(COLUMNS)
     table.writerows(
-        (fault.line or "", _disarm(fault.field or ""), fault.code, _disarm(fault.message)) for fault in found
+        (
+            fault.line or "",
+            fault.file_line or "",
+            _disarm(fault.field or ""),
+            fault.code,
+            _disarm(fault.message),
+        )
+        for fault in found
     )
     return text.getvalue()
 

@@ -1,7 +1,9 @@
 """Faults of training data: the published list of codes, and a fault with its place."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -87,12 +89,70 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    line: int | None = Field(None, description="Line of the file, from 1; null for the whole file.")
+    line: int | None = Field(
+        None,
+        description="Line of the file, or row of a file that was converted, from 1; null for the whole file.",
+    )
+    file_line: int | None = Field(
+        None,
+        description="Line of the uploaded CSV file in which the row begins, with the header as line 1; null "
+        "for other files.",
+    )
     field: str | None = Field(
         None, description="Path of the field in the row, such as `messages[2].role`; null for the whole row."
     )
     code: FaultCode = Field(description="Kind of fault.")
     message: str = Field(description="What is wrong, and what to do.")
+
+
+class CodedFinding(Protocol):
+    """A finding with a code, such as a fault."""
+
+    @property
+    def code(self) -> str:
+        """The kind of the finding."""
+
+
+Coded = TypeVar("Coded", bound=CodedFinding)
+
+
+class FindingShare(Generic[Coded]):
+    """The first findings of each code, at most `limit` in all: a frequent code does not hide the others."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._n_kept = self._n_added = 0
+        self._kept: dict[str, list[tuple[int, Coded]]] = defaultdict(list)
+
+    def has_room(self, code: str) -> bool:
+        """Return whether the next finding of a code is kept."""
+        return self._n_kept < self._limit or self._n_largest() >= len(self._kept[code]) + 2
+
+    def add(self, finding: Coded) -> None:
+        """Keep a finding for which there is room, in place of the last one of the most frequent code."""
+        if self._n_kept == self._limit:
+            next(each for each in self._kept.values() if len(each) == self._n_largest()).pop()
+            self._n_kept -= 1
+        self._kept[finding.code].append((self._n_added, finding))
+        self._n_kept += 1
+        self._n_added += 1
+
+    def in_order(self) -> list[Coded]:
+        """Return what is kept, in the order in which it was added."""
+        together = sorted((each for kept in self._kept.values() for each in kept), key=lambda each: each[0])
+        return [finding for _, finding in together]
+
+    def _n_largest(self) -> int:
+        return max(map(len, self._kept.values()), default=0)
+
+
+def share_by_code(findings: Iterable[Coded], limit: int) -> list[Coded]:
+    """Return at most `limit` findings in their order, among them the first ones of each code."""
+    share: FindingShare[Coded] = FindingShare(limit)
+    for each in findings:
+        if share.has_room(each.code):
+            share.add(each)
+    return share.in_order()
 
 
 def quote_value(value: Any) -> str:

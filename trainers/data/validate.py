@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from trainers.data.checks import unknown_format_fault, validate_row
 from trainers.data.conversion.conversion import Conversion, SourceFormat
-from trainers.data.faults import Fault, FaultCode, quote_value
+from trainers.data.faults import Fault, FaultCode, FindingShare, quote_value
 from trainers.data.files.file_checks import empty_file_fault, find_file_fault
 from trainers.data.files.json_line import RowParser
 from trainers.data.files.jsonl import READ_BUFFER_BYTES, iter_lines
@@ -35,26 +35,33 @@ class ValidationReport(BaseModel):
     valid_row_count: int = Field(0, description="Number of rows without a fault.")
     fault_count: int = Field(0, description="Number of faults.")
     fault_counts: dict[FaultCode, int] = Field({}, description="Number of faults by code.")
-    faults: list[Fault] = Field([], description="The first faults, in the order of their lines.")
+    faults: list[Fault] = Field(
+        [], description="The first faults of each code, up to 100 in all, in the order of their lines."
+    )
     warning_count: int = Field(0, description="Number of warnings.")
     warning_counts: dict[FaultCode, int] = Field({}, description="Number of warnings by code.")
-    warnings: list[Fault] = Field([], description="The first warnings, in the order of their lines.")
+    warnings: list[Fault] = Field(
+        [], description="The first warnings of each code, up to 100 in all, in the order of their lines."
+    )
     statistics: Statistics = Field(Statistics(), description="Statistics of the valid rows.")
 
 
 class FaultCounter:
-    """Counts of faults by code, and the first of them."""
+    """Counts of faults by code, and the first ones of each code."""
 
     def __init__(self, limit: int) -> None:
         self.counts: Counter[FaultCode] = Counter()
-        self.first: list[Fault] = []
-        self._limit = limit
+        self._first: FindingShare[Fault] = FindingShare(limit)
 
     def add(self, fault: Fault, line: int | None) -> None:
         """Count a fault of a line."""
         self.counts[fault.code] += 1
-        if len(self.first) < self._limit:
-            self.first.append(fault.model_copy(update={"line": line}))
+        if self._first.has_room(fault.code):
+            self._first.add(fault.model_copy(update={"line": line}))
+
+    def list_first(self) -> list[Fault]:
+        """Return the kept faults in the order of their lines."""
+        return sorted(self._first.in_order(), key=lambda fault: fault.line or 0)
 
 
 def validate_conversion(path: Path, conversion: Conversion) -> ValidationReport:
@@ -69,7 +76,14 @@ def validate_conversion(path: Path, conversion: Conversion) -> ValidationReport:
     elif not is_converted:
         report = validate_file(path)
     report.converted_from = conversion.source
+    report.faults = [_add_file_line(fault, conversion) for fault in report.faults]
+    report.warnings = [_add_file_line(fault, conversion) for fault in report.warnings]
     return report
+
+
+def _add_file_line(fault: Fault, conversion: Conversion) -> Fault:
+    line = None if fault.line is None else conversion.lines.find(fault.line)
+    return fault if line is None else fault.model_copy(update={"file_line": line})
 
 
 def validate_file(
@@ -77,8 +91,8 @@ def validate_file(
 ) -> ValidationReport:
     """Check every line of a file against the most frequent format of its first rows, in constant memory.
 
-    The report contains the first `max_faults` faults and warnings, and the counts of all. A line in
-    `row_faults` has that fault, whatever it contains.
+    The report contains the counts of all faults and warnings, and the first ones of each code, up to
+    `max_faults`. A line in `row_faults` has that fault, whatever it contains.
     """
     known = row_faults or {}
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
@@ -133,10 +147,10 @@ class FileValidator:
             valid_row_count=self._valid_rows,
             fault_count=self._faults.counts.total(),
             fault_counts=dict(self._faults.counts),
-            faults=self._faults.first,
+            faults=self._faults.list_first(),
             warning_count=self._warnings.counts.total(),
             warning_counts=dict(self._warnings.counts),
-            warnings=self._warnings.first,
+            warnings=self._warnings.list_first(),
             statistics=self._survey.statistics(),
         )
 

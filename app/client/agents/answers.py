@@ -9,6 +9,7 @@ from app.client.views.evaluations import DifferenceRecord, ScoreRecord
 from app.client.views.jobs import JobPlan, PlannedStage, RemoteJob
 from app.client.views.models import RemoteDeployment
 from app.client.views.runs import RemoteRun
+from trainers.data.faults import share_by_code
 
 MAX_FINDINGS = 40
 MAX_VALUE_CHARACTERS = 200
@@ -26,6 +27,7 @@ class FileFinding(BaseModel):
     """A fault or a warning of a row."""
 
     row: int | None
+    file_line: int | None = Field(description="Line of a CSV file in which the row begins.")
     field: str | None
     code: str
     message: str
@@ -177,12 +179,14 @@ class DoneAnswer(ToolAnswer):
 
 
 def describe_report(report: DataReport, next_steps: list[str], **stored: str) -> FileAnswer:
-    """Return the report of a file with the first of its findings."""
+    """Return the report of a file with the first findings of each code."""
 
     def list_findings(found: list[Any]) -> list[FileFinding]:
         return [
-            FileFinding(row=one.line, field=one.field, code=one.code, message=one.message)
-            for one in found[:MAX_FINDINGS]
+            FileFinding(
+                row=one.line, file_line=one.file_line, field=one.field, code=one.code, message=one.message
+            )
+            for one in share_by_code(found, MAX_FINDINGS)
         ]
 
     return FileAnswer(

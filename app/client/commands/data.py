@@ -24,6 +24,7 @@ from app.client.commands.output import (
 )
 from app.client.data_check import check_file
 from app.client.views.datasets import DataReport, RemoteDataset
+from trainers.data.faults import share_by_code
 
 MAX_LISTED = 20
 SMALL_BYTES = 1 << 20
@@ -70,7 +71,10 @@ def push(
     elif dataset.report is not None:
         print_report(dataset.name, dataset.report)
         known = name is not None and dataset.name != name
-        note(f"{'Already stored' if known else 'Stored'} as {dataset.name} ({dataset.id}).")
+        if dataset.trainable:
+            note(f"{'Already stored' if known else 'Stored'} as {dataset.name} ({dataset.id}).")
+        else:
+            note(f"No job can use this file: correct it, and push it again. Its report: {dataset.id}.")
     if not dataset.trainable:
         raise typer.Exit(ExitCode.failed)
 
@@ -164,12 +168,16 @@ def print_report(name: str, report: DataReport) -> None:
     console.print(f"{name}: {found}, format {report.format or 'unknown'}", markup=False)
     # Row n of a table is line n of the dataset, and another line of the file.
     unit = "line" if report.converted_from is None else "row"
-    for kind, findings, count in (
-        ("fault", report.faults, report.fault_count),
-        ("warning", report.warnings, report.warning_count),
+    for kind, findings, counts in (
+        ("fault", report.faults, report.fault_counts),
+        ("warning", report.warnings, report.warning_counts),
     ):
-        for one in findings[:MAX_LISTED]:
-            place = "" if one.line is None else f"{unit} {one.line}: "
+        if counts:
+            console.print(f"  {kind}s: {', '.join(f'{count:,} {code}' for code, count in counts.items())}")
+        listed = share_by_code(findings, MAX_LISTED)
+        for one in listed:
+            line = "" if one.file_line is None else f" (line {one.file_line} of the file)"
+            place = "" if one.line is None else f"{unit} {one.line}{line}: "
             console.print(f"  {kind}: {place}{one.message} [{one.code}]", markup=False)
-        if count > MAX_LISTED:
-            console.print(f"  … and {count - MAX_LISTED:,} more {kind}s; --json has the first 100.")
+        if (more := sum(counts.values()) - len(listed)) > 0:
+            console.print(f"  … and {more:,} more; --json lists up to 100 {kind}s, of each code the first.")

@@ -110,13 +110,13 @@ def resolve_data(client: Client, data: str) -> str:
             )
         return data
     dataset = push_file(client, path)
-    note(f"Uploaded {path} as {dataset.name} ({dataset.id}): {dataset.row_count:,} rows.")
     if not dataset.trainable:
         if dataset.report is not None:
             print_report(data, dataset.report)
         raise DataUnusable(
             f"{data} has {dataset.fault_count:,} faults.", "Correct the lines and repeat the command."
         )
+    note(f"Uploaded {path} as {dataset.name} ({dataset.id}): {dataset.row_count:,} rows.")
     return dataset.id
 
 

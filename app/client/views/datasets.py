@@ -20,6 +20,7 @@ class DataFault(ApiView):
     api_schema = "Fault"
 
     line: int | None = None
+    file_line: int | None = None
     field: str | None = None
     code: str
     message: str

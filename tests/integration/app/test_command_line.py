@@ -71,7 +71,7 @@ def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, 
     assert checked[0] == pushed[0] == 1 and report["fault_count"] == 2
     assert report == json.loads(pushed[1])["report"]
     _, text, _ = tunesmith("data", "check", "faulty.csv")
-    assert "fault: row 2: `question` is empty" in text and "\x1b" not in text
+    assert "fault: row 2 (line 3 of the file): `question` is empty" in text and "\x1b" not in text
 
 
 @pytest.mark.parametrize("command", ["status", "jobs", "models", "deployments", "hosts", "data list", "top"])

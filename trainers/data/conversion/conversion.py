@@ -1,6 +1,8 @@
 """The result of a conversion, and the file that it writes."""
 
 import json
+from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, BinaryIO, Final
@@ -21,6 +23,24 @@ class SourceFormat(StrEnum):
     parquet = "parquet"
 
 
+class SourceLines:
+    """The line of the source in which each row begins: only the rows at which their difference changes."""
+
+    def __init__(self) -> None:
+        self._rows, self._lines = array("Q"), array("Q")
+
+    def add(self, row: int, line: int) -> None:
+        """Record the line of the next row."""
+        if not self._rows or line - row != self._lines[-1] - self._rows[-1]:
+            self._rows.append(row)
+            self._lines.append(line)
+
+    def find(self, row: int) -> int | None:
+        """Return the line of a row, or None for a source whose rows have no lines."""
+        index = bisect_right(self._rows, row) - 1
+        return self._lines[index] + row - self._rows[index] if index >= 0 else None
+
+
 @dataclass(frozen=True)
 class Conversion:
     """How a file was converted: the rows that could not be, and the fault that ended it, if any."""
@@ -28,6 +48,7 @@ class Conversion:
     source: SourceFormat
     row_faults: dict[int, Fault] = field(default_factory=dict)
     file_fault: Fault | None = None
+    lines: SourceLines = field(default_factory=SourceLines)
 
 
 class SourceUnreadable(Exception):
@@ -43,10 +64,15 @@ class LineWriter:
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
         self.row_faults: dict[int, Fault] = {}
+        self.lines = SourceLines()
         self.rows = 0
         self._file = file
         self._left = max_bytes
         self._max_bytes = max_bytes
+
+    def begin_row(self, line: int) -> None:
+        """Record the line of the source in which the next row begins."""
+        self.lines.add(self.rows + 1, line)
 
     def write_row(self, row: dict[str, Any], place: str) -> None:
         """Write the next row; `place` says where it is in the source, for a fault."""
@@ -55,7 +81,7 @@ class LineWriter:
         except UnicodeEncodeError:
             message = (
                 f"{place} contains bytes that are not text in the file's encoding: correct them, or send the "
-                "right `encoding`."
+                "right `encoding` (`--encoding` of the command line)."
             )
             self.add_fault(FaultCode.invalid_utf8, message)
         else:

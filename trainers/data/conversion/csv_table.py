@@ -19,6 +19,10 @@ DELIMITERS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 # Fields of a row that are lists, which a cell contains as JSON.
 JSON_COLUMNS: Final = frozenset({"messages", "conversations", "tools", "history", "chosen", "rejected"})
 COMPLETION_COLUMNS: Final = frozenset({"chosen", "rejected"})
+STATE_ENCODING: Final = (
+    "state its encoding in the field `encoding` (`--encoding` of the command line), such as `cp949` for a "
+    "Korean file of Excel"
+)
 BOOLEAN_COLUMNS: Final = frozenset({"label"})
 # An empty cell of another column means that the row does not have the field.
 REQUIRED_COLUMNS: Final = frozenset(
@@ -69,7 +73,9 @@ def convert_csv(file: BinaryIO, writer: LineWriter, options: CsvOptions) -> None
 
 def _convert_records(table: "_Table", writer: LineWriter) -> None:
     names = table.read_header()
-    for place, cells in table.read_records():
+    for line, cells in table.read_records():
+        place = _place(line)
+        writer.begin_row(line)
         if isinstance(cells, Fault):
             writer.add_fault(cells.code, cells.message)
         elif len(cells) == len(names):
@@ -117,7 +123,7 @@ class _Table:
             twice = next(name for name in names if names.count(name) > 1)
             problem = f"has the name {quote_value(twice)} twice"
         elif any("\udc80" <= character <= "\udcff" for name in names for character in name):
-            problem = f"is not text in the encoding {self._encoding}: send the right `encoding`"
+            problem = f"is not text in the encoding {self._encoding}: {STATE_ENCODING}"
         else:
             return names
         raise SourceUnreadable(
@@ -128,23 +134,23 @@ class _Table:
             )
         )
 
-    def read_records(self) -> Iterator[tuple[str, list[str] | Fault]]:
-        """Yield each record that is not blank, with its place in the file."""
+    def read_records(self) -> Iterator[tuple[int, list[str] | Fault]]:
+        """Yield each record that is not blank, with the line in which it begins."""
         while True:
             self._record_start, self._characters = self._reader.line_num + 1, 0
-            place = f"The record in line {self._record_start}"
             try:
                 cells = next(self._reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                message = f"{place} is not valid CSV: {error}. Double the quotes within a quoted cell."
-                yield place, Fault(code=FaultCode.invalid_csv, message=message)
+                message = f"{_place(self._record_start)} is not valid CSV: {error}. Double the quotes within "
+                message += "a quoted cell."
+                yield self._record_start, Fault(code=FaultCode.invalid_csv, message=message)
                 continue
             except UnicodeError:
                 raise SourceUnreadable(_encoding_fault(self._encoding)) from None
             if cells:
-                yield place, cells
+                yield self._record_start, cells
 
     def _lines(self) -> Iterator[str]:
         while line := self._read_line():
@@ -164,6 +170,10 @@ class _Table:
             return self._text.readline(MAX_LINE_BYTES + 1)
         except UnicodeError:
             raise SourceUnreadable(_encoding_fault(self._encoding)) from None
+
+
+def _place(line: int) -> str:
+    return f"The record in line {line}"
 
 
 def _make_row(names: list[str], cells: list[str]) -> dict[str, Any]:
@@ -211,8 +221,7 @@ def _is_utf8(line: bytes) -> bool:
 def _encoding_fault(encoding: TextEncoding) -> Fault:
     return Fault(
         code=FaultCode.wrong_encoding,
-        message=f"The CSV file is not encoded as {encoding}: name its encoding in `encoding`, "
-        "such as `cp949` for a Korean file of Excel, or save it as UTF-8.",
+        message=f"The CSV file is not encoded as {encoding}: {STATE_ENCODING}, or save it as UTF-8.",
     )
 
 

@@ -36,8 +36,8 @@ def convert_to_json_lines(
             else:
                 convert_json_array(file, writer)
         except SourceUnreadable as failed:
-            return Conversion(kind, writer.row_faults, failed.fault)
-    return Conversion(kind, writer.row_faults)
+            return Conversion(kind, writer.row_faults, failed.fault, writer.lines)
+    return Conversion(kind, writer.row_faults, lines=writer.lines)
 
 
 def detect_source(source: Path, name: str, options: CsvOptions) -> SourceFormat | None:

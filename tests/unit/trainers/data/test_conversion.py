@@ -79,6 +79,16 @@ def test_a_quoted_cell_has_line_breaks_delimiters_and_quotes(
     assert fault.message.startswith("The record in line 2 has 2 cells, but the header has 3")
 
 
+def test_a_fault_names_its_row_and_the_line_of_the_file_in_which_the_row_begins(
+    convert: Callable[..., tuple[Rows, ValidationReport]],
+) -> None:
+    _, report = convert(b'prompt,completion\n"a\nb",1\n\n,2\nx,3\n,4\n5,6,7\n', "a.csv")
+    assert [(fault.line, fault.file_line) for fault in report.faults] == [(2, 5), (4, 7), (5, 8)]
+    assert "line 8" in report.faults[-1].message
+    _, of_array = convert(b'[{"prompt": "", "completion": "a"}]', "a.json")
+    assert [(fault.line, fault.file_line) for fault in of_array.faults] == [(1, None)]
+
+
 def test_cells_of_lists_are_json_and_empty_optional_cells_are_absent(
     convert: Callable[..., tuple[Rows, ValidationReport]],
 ) -> None:
@@ -95,7 +105,7 @@ def test_cells_of_lists_are_json_and_empty_optional_cells_are_absent(
         (b"prompt,prompt\na,b\n", "invalid_header", "'prompt' twice"),
         (b"prompt,\na,b\n", "invalid_header", "no name for column 2"),
         (b"\n\n", "invalid_header", "is empty"),
-        (KOREAN.encode("cp949"), "wrong_encoding", "name its encoding in `encoding`"),
+        (KOREAN.encode("cp949"), "wrong_encoding", "state its encoding in the field `encoding`"),
         (b'prompt,completion\n"a,b\n' + b"c,d\n" * 5_000_000, "line_too_long", "begins in line 2"),
         (b"prompt,completion\n" + b"a\n" * 2000, "wrong_columns", "1,000 of the first 1,000 rows"),
         (b"prompt,completion\n" + b"a,b\n" * 50, "converted_too_large", "TUNESMITH_MAX_UPLOAD_BYTES"),

@@ -2,13 +2,16 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.shared_data import SharedData
-from trainers.data.faults import FaultCode
+from trainers.data.faults import Fault, FaultCode, share_by_code
 from trainers.data.formats import Row, RowFormat
 from trainers.data.validate import validate_file
 
@@ -148,6 +151,27 @@ def test_all_faults_are_counted_though_only_the_first_are_kept(write: Callable[.
     report = validate_file(write(*rows(1), *[b"x\n"] * 50), max_faults=3)
     assert [fault.line for fault in report.faults] == [2, 3, 4]
     assert (report.fault_count, report.fault_counts) == (50, {"invalid_json": 50})
+
+
+def test_a_frequent_fault_hides_no_other_one(write: Callable[..., Path]) -> None:
+    empty, unreadable = {"question": "", "answer": "a"}, b"x\n"
+    twice = b'{"question": "x", "question": "y", "answer": "a"}\n'
+    report = validate_file(write(*rows(2), *[empty] * 300, *[unreadable] * 3, *[twice] * 200, b"\n"))
+    assert report.fault_counts == {"empty_text": 300, "invalid_json": 3}
+    assert [fault.line for fault in report.faults] == [*range(3, 100), 303, 304, 305]
+    assert report.warnings[-1].code == "blank_line" and len(report.warnings) == 100
+
+
+@given(st.lists(st.sampled_from(list(FaultCode)[:6]), max_size=60), st.integers(1, 12))
+def test_each_code_keeps_its_first_faults_up_to_an_equal_share(codes: list[FaultCode], limit: int) -> None:
+    faults = [Fault(line=line, code=code, message="") for line, code in enumerate(codes)]
+    kept, counts = share_by_code(faults, limit), Counter(codes)
+    n_kept = Counter(fault.code for fault in kept)
+    assert len(kept) == min(limit, len(codes)) and kept == sorted(kept, key=lambda fault: fault.line or 0)
+    for code, count in counts.items():
+        first = [fault for fault in faults if fault.code is code]
+        assert [fault for fault in kept if fault.code is code] == first[: n_kept[code]]
+        assert n_kept[code] == count or n_kept[code] >= max(n_kept.values()) - 1
 
 
 def test_statistics_describe_the_valid_rows_only(write: Callable[..., Path]) -> None:
