@@ -23,6 +23,10 @@ from trainers.configs.stages.serving.batch import MAX_BATCH_BYTES
 from trainers.runtime.error_codes import ErrorCode
 
 WINDOW_SECONDS = {"24h": 24 * 3600}
+# The statuses in which a batch can be cancelled.
+CANCELLABLE = tuple(
+    status for status in BatchStatus if not status.finished and status is not BatchStatus.cancelling
+)
 
 
 class BatchNotFound(NotFound):
@@ -98,7 +102,7 @@ def cancel_batch(batch_id: str) -> Batch:
         batch = lifecycle.lock(session, batch_id) or get_batch(session, batch_id)
         if batch.status.finished and batch.status is not BatchStatus.cancelled:
             raise BatchFinished(f"The batch {batch_id} is {batch.status}, so it cannot be cancelled.")
-        if batch.cancelling_at is None and not batch.status.finished:
+        if batch.status in CANCELLABLE:
             lifecycle.request_cancel(session, batch)
     return batch
 

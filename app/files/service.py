@@ -1,6 +1,6 @@
 """Files with a purpose: the rows of one for training are a dataset, and of others the bytes are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -108,6 +108,12 @@ def get_file(session: Session, file_id: str) -> File:
     if file is None:
         raise FileNotFound(f"There is no file {file_id!r}.", hint="List the files with GET /v1/files.")
     return file
+
+
+def find_files(session: Session, ids: Iterable[str | None]) -> dict[str, File]:
+    """Return the files with these ids that still exist, by id."""
+    statement = select_files().where(col(File.id).in_({id for id in ids if id is not None}))
+    return {file.id: file for file in session.scalars(statement)}
 
 
 def get_dataset(session: Session, file: File) -> Dataset | None:

@@ -53,12 +53,13 @@ class FineTuningEvent:
 
 
 def list_events(
-    session: Session, state: FineTuningState, cursor: CursorQuery
+    session: Session, state: FineTuningState, cursor: CursorQuery, *, with_metrics: bool = True
 ) -> tuple[list[FineTuningEvent], bool]:
-    """Return a page of events, newest first, and whether more follow."""
+    """Return a page of events, newest first, and whether more follow; without metrics, only messages."""
     before = _read_number(state, cursor.after) if cursor.after is not None else 2**31 - 1
+    types = [each for each in SHOWN if with_metrics or each is not EventType.metrics]
     statement = select(Event).where(
-        col(Event.run_id) == state.run.id, col(Event.type).in_(SHOWN), col(Event.seq) < before
+        col(Event.run_id) == state.run.id, col(Event.type).in_(types), col(Event.seq) < before
     )
     stored = session.scalars(statement.order_by(col(Event.seq).desc()).limit(cursor.limit + 1)).all()
     events = [_describe(state, event) for event in stored] + list(_describe_creation(state, before))

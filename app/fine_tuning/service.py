@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: created, read, cancelled, paused and resumed as the jobs that carry them out."""
+"""Fine-tuning jobs: created and read as the jobs that carry them out."""
 
 import math
 import re
@@ -20,7 +20,6 @@ from app.graders.service import read_grader
 from app.http.errors import HttpError, NotFound, UnprocessableContent, field_error
 from app.http.paging import CursorQuery, paginate_by_id
 from app.idempotency.creation import Record, ignore_creation
-from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.settings import Settings
@@ -138,21 +137,6 @@ def list_states(
     found, has_more = paginate_by_id(session, statement, col(FineTuningJob.id), cursor)
     runs = {run.job_id: run for run in _list_first_runs(session, [job.job_id for job in found])}
     return [FineTuningState(job, runs[job.job_id]) for job in found], has_more
-
-
-def cancel_job(session: Session, fine_tuning_job_id: str) -> None:
-    """Cancel a fine-tuning job; raises FineTuningJobNotFound and JobStatusConflict."""
-    actions.cancel(session, get_state(session, fine_tuning_job_id).job.job_id)
-
-
-def pause_job(session: Session, fine_tuning_job_id: str) -> None:
-    """Pause a fine-tuning job after a checkpoint; raises FineTuningJobNotFound and JobStatusConflict."""
-    actions.pause(session, get_state(session, fine_tuning_job_id).job.job_id)
-
-
-def resume_job(session: Session, fine_tuning_job_id: str, key_id: str) -> None:
-    """Queue a paused fine-tuning job again; raises FineTuningJobNotFound, and as `actions.resume`."""
-    actions.resume(session, get_state(session, fine_tuning_job_id).job.job_id, key_id)
 
 
 def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec, created_by: str) -> _Plan:

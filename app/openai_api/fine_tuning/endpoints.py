@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Query
 
-from app.fine_tuning import checkpoints, events, service
+from app.fine_tuning import actions, checkpoints, events, service
 from app.http.auth import CallerDependency, require_admin
 from app.http.paging import CursorQuery
 from app.idempotency.creation import Creation
@@ -68,14 +68,14 @@ def get_fine_tuning_job(session: ReadSession, fine_tuning_job_id: FineTuningJobI
 @router.post("/jobs/{fine_tuning_job_id}/cancel")
 def cancel_fine_tuning_job(session: WriteSession, fine_tuning_job_id: FineTuningJobId) -> FineTuningJobObject:
     """Cancel a fine-tuning job."""
-    service.cancel_job(session, fine_tuning_job_id)
+    actions.cancel_job(session, fine_tuning_job_id)
     return view_job(service.get_state(session, fine_tuning_job_id))
 
 
 @router.post("/jobs/{fine_tuning_job_id}/pause")
 def pause_fine_tuning_job(session: WriteSession, fine_tuning_job_id: FineTuningJobId) -> FineTuningJobObject:
     """Pause a fine-tuning job after a checkpoint."""
-    service.pause_job(session, fine_tuning_job_id)
+    actions.pause_job(session, fine_tuning_job_id)
     return view_job(service.get_state(session, fine_tuning_job_id))
 
 
@@ -84,7 +84,7 @@ def resume_fine_tuning_job(
     session: WriteSession, caller: CallerDependency, fine_tuning_job_id: FineTuningJobId
 ) -> FineTuningJobObject:
     """Continue a paused fine-tuning job from its checkpoint."""
-    service.resume_job(session, fine_tuning_job_id, caller.key_id)
+    actions.resume_job(session, fine_tuning_job_id, caller.key_id)
     return view_job(service.get_state(session, fine_tuning_job_id))
 
 

@@ -130,7 +130,7 @@ def view_job(state: FineTuningState) -> FineTuningJobObject:
         organization_id=job.organization,
         result_files=[job.result_file_id] if job.result_file_id else [],
         seed=job.seed,
-        status=_view_status(run),
+        status=view_status(run),
         trained_tokens=int(metrics["tokens"]) if has_succeeded and "tokens" in metrics else None,
         training_file=job.training_file,
         validation_file=job.validation_file,
@@ -180,7 +180,8 @@ def view_permission(permission: CheckpointPermission) -> CheckpointPermissionObj
     )
 
 
-def _view_status(run: Run) -> JobStatus:
+def view_status(run: Run) -> JobStatus:
+    """Return the status of a fine-tuning job in OpenAI's terms."""
     # Until the program reports its steps, it reads and checks the rows.
     if run.status is RunStatus.running and run.total_steps is None:
         return "validating_files"
