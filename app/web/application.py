@@ -17,6 +17,8 @@ from app.web.views.evaluations import listing as evaluation_list
 from app.web.views.evaluations import page as evaluation_page
 from app.web.views.new_job import page as new_job
 from app.web.views.new_job import preflight as new_job_preflight
+from app.web.views.openai_api import batches, fine_tuning
+from app.web.views.openai_api import files as openai_files
 from app.web.views.runs import page as runs
 from app.web.views.runs import samples
 from serving.http.limits import MAX_BODY_BYTES
@@ -41,6 +43,9 @@ VIEWS = (
     chat,
     deployments,
     keys,
+    batches,
+    fine_tuning,
+    openai_files,
 )
 
 

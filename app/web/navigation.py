@@ -23,4 +23,5 @@ NAVIGATION = (
     NavigationItem("/models", "models"),
     NavigationItem("/chat", "chat"),
     NavigationItem("/deployments", "deployments"),
+    NavigationItem("/batches", "openai_api", others=("/fine-tuning",)),
 )
