@@ -66,5 +66,7 @@ async function copy(text) {
   area.remove();
 }
 
+// A narrow screen shows a part of the navigation: that of this page.
+document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 startTimes();
 startLive();

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.storage.database import transaction
+from app.batches.service import list_batches
+from app.fine_tuning.service import list_states
+from app.http.paging import CursorQuery
+from app.storage.database import read_session, transaction
 from app.tables import Job, Run
 from tests.benchmarks.app.load import time_call
 from tests.benchmarks.report import format_milliseconds, p50, print_table
 from tests.e2e.web.conftest import seeded_service
 from tests.e2e.web.test_models_page import find_model
-from tests.integration.app.web import seeded_datasets
+from tests.integration.app.web import seeded_datasets, seeded_openai_api
 
 MAX_RATIO = 3.0
 Runs = dict[str, list[Run]]
@@ -82,6 +85,14 @@ VIEWS = [
         lambda runs: f"/runs/{runs['ko-en-news'][0].id}/points?after=0",
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/metrics?limit=200",
     ),
+    MeasuredView("batches", lambda _: "/batches", lambda _: "/v1/batches?limit=50"),
+    MeasuredView("batch", lambda _: f"/batches/{_find_batch()}", lambda _: f"/v1/batches/{_find_batch()}"),
+    MeasuredView("fine-tuning jobs", lambda _: "/fine-tuning", lambda _: "/v1/fine_tuning/jobs?limit=50"),
+    MeasuredView(
+        "fine-tuning job, with its events",
+        lambda _: f"/fine-tuning/{_find_fine_tuning_job()}",
+        lambda _: f"/v1/fine_tuning/jobs/{_find_fine_tuning_job()}",
+    ),
     MeasuredView("dataset list", lambda _: "/datasets", lambda _: "/api/v1/datasets"),
     MeasuredView(
         "dataset",
@@ -112,6 +123,7 @@ def main() -> None:
         seeded_service(Path(folder) / "service") as (platform, runs),
     ):
         seeded_datasets.add_many_datasets(1000)
+        seeded_openai_api.add_many(1000)
         address = urlsplit(platform.base_url)
         assert address.hostname is not None
         connection = http.client.HTTPConnection(address.hostname, address.port)
@@ -126,6 +138,16 @@ def _add_job(spec: dict[str, Any]) -> str:
     with transaction() as session:
         session.add(job)
     return job.id
+
+
+def _find_batch() -> str:
+    with read_session() as session:
+        return str(list_batches(session, CursorQuery(1))[0][0].id)
+
+
+def _find_fine_tuning_job() -> str:
+    with read_session() as session:
+        return list_states(session, CursorQuery(1), {}, without_metadata=False)[0][0].job.id
 
 
 def _measure(
