@@ -63,7 +63,7 @@ def add_shown_batches(folder: Path) -> dict[str, str]:
     counted = {"model": "ko-en-news", "total": 50_000, "in_progress_at": at, "usage": usage}
     done = {**counted, "completed": 49_872, "failed": 128, "completed_at": at + timedelta(minutes=41)}
     files = {"output_file_id": output, "error_file_id": errors}
-    added = [
+    added: list[tuple[str, RunStatus, dict[str, Any]]] = [
         ("cancelled", RunStatus.cancelled, {"cancelled_at": at}),
         ("completed", RunStatus.succeeded, {**done, **files, "client_metadata": {"team": "news"}}),
         ("failed", RunStatus.failed, {"errors": FAULTS, "failed_at": at}),
@@ -137,7 +137,7 @@ def add_fine_tuning_job(status: RunStatus, suffix: str = "", **values: Any) -> s
         **{"training_file": "file-gone", **values},
     )
     tuning.fine_tuned_model = f"ft:starter:acme:{suffix}:{tuning.id[-8:]}"
-    events = [
+    events: list[tuple[EventType, int | None, dict[str, Any]]] = [
         (EventType.status, None, {"status": "queued"}),
         (EventType.status, None, {"status": "running"}),
         *((EventType.metrics, number, {"loss": 1.2 - number / 1000}) for number in (10, 20, 30)),
