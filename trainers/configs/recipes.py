@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainers.configs.base import MAX_COUNT, Config, DatasetRef, NonEmpty, Seed
+from trainers.configs.parsing.tagged_objects import expect_object
 from trainers.configs.rewards import CorrectnessReward, Rewards
 from trainers.data.recipes.gsm8k import Annotations
 from trainers.data.recipes.translation import Direction
@@ -93,6 +94,7 @@ class OnPolicyPairsRecipe(Config):
 Recipe = Annotated[
     TranslationRecipe | MathsSftRecipe | MathsPromptsRecipe | MathsPairsRecipe | OnPolicyPairsRecipe,
     Field(discriminator="kind"),
+    expect_object("kind", "translation", "maths_sft", "maths_prompts", "maths_pairs", "on_policy_pairs"),
 ]
 
 
@@ -136,7 +138,9 @@ class HeldOutFilter(Config):
 
 
 Filter = Annotated[
-    LengthFilter | DuplicatesFilter | NearDuplicatesFilter | HeldOutFilter, Field(discriminator="kind")
+    LengthFilter | DuplicatesFilter | NearDuplicatesFilter | HeldOutFilter,
+    Field(discriminator="kind"),
+    expect_object("kind", "characters", "tokens", "duplicates", "near_duplicates", "held_out"),
 ]
 
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from trainers.configs.base import MAX_COUNT, Config, StageName
 from trainers.configs.engines import join_capabilities
 from trainers.configs.graders import Grader, GraderConfig, grader_capability
+from trainers.configs.parsing.tagged_objects import expect_object
 
 
 class AnswerForm(StrEnum):
@@ -126,6 +127,7 @@ class GraderReward(RewardConfig):
 Reward = Annotated[
     CorrectnessReward | FormatReward | LengthReward | StepsReward | ChrfReward | BleuReward | GraderReward,
     Field(discriminator="kind"),
+    expect_object("kind", "correctness", "format", "length", "steps", "chrf", "bleu", "grader"),
 ]
 NEEDS_REFERENCE = (CorrectnessReward, ChrfReward, BleuReward)
 """Rewards that compare a completion with the row's own."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from trainers.configs.base import Config, NonEmpty
+from trainers.configs.parsing.tagged_objects import expect_object
 
 # `name` or `org/name`; the first form has no `/`, and is never a folder in a job.
 HUB_DATASET = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -113,5 +114,7 @@ class HubSource(FileSource):
 
 
 Source = Annotated[
-    AlignedSource | TsvSource | TmxSource | JsonlSource | HubSource, Field(discriminator="kind")
+    AlignedSource | TsvSource | TmxSource | JsonlSource | HubSource,
+    Field(discriminator="kind"),
+    expect_object("kind", "aligned", "tsv", "tmx", "jsonl", "hub"),
 ]

@@ -10,6 +10,7 @@ from pydantic import Field, GetPydanticSchema, TypeAdapter
 from trainers.configs.base import StageConfig
 from trainers.configs.parsing.yaml_values import load_yaml
 from trainers.configs.stage_table import StageKind
+from trainers.runtime.redaction import is_secret_variable, redact
 
 _CONFIGS = tuple(kind.stage.config for kind in StageKind)
 _UNION: Any = Annotated[Union[_CONFIGS], Field(discriminator="stage")]  # noqa: UP007
@@ -59,9 +60,14 @@ def expand_text(value: str) -> str:
 
 
 def _get_variable(match: re.Match[str]) -> str:
-    value = os.environ.get(match["name"], match["default"])
+    name = match["name"]
+    value = os.environ.get(name, match["default"])
+    if value is not None and (is_secret_variable(name) or redact(value) != value):
+        raise ValueError(
+            f"the config uses ${{{name}}}, which contains a secret, but a config is stored and shown as it "
+            "is; remove it: programs read keys from the environment of their worker"
+        )
     if value is None:
-        name = match["name"]
         raise ValueError(
             f"the config uses ${{{name}}}, which is not set; set it, or write ${{{name}:-default}}"
         )

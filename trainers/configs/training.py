@@ -16,6 +16,7 @@ from trainers.configs.base import (
     StageConfig,
     TrainingData,
 )
+from trainers.configs.parsing.tagged_objects import expect_object
 from trainers.configs.presets import apply_presets
 
 MAX_HELD_OUT = 20
@@ -161,7 +162,9 @@ class FullTuning(Config):
     method: Literal["full"] = Field("full", description="Method of tuning.")
 
 
-Tuning = Annotated[LoraTuning | FullTuning, Field(discriminator="method")]
+Tuning = Annotated[
+    LoraTuning | FullTuning, Field(discriminator="method"), expect_object("method", "lora", "full")
+]
 
 MaxLength = Annotated[
     int,

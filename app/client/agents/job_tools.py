@@ -1,12 +1,12 @@
 """Tools for jobs: planning, starting, following and ending them."""
 
+import json
 from collections import deque
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.resolve import Resolve
 from pydantic import Field
 
@@ -23,10 +23,12 @@ from app.client.agents.tool import ADDS, DESTROYS, READS, add_tool
 from app.client.api.errors import WaitTimeout, WorkFailed
 from app.client.api.modes import Concurrent
 from app.client.clients import AsyncClient
+from app.client.stage_fields import StageField, list_fields, list_forms, read_schema
 from app.client.views.jobs import RemoteJob
 
 MAX_WAIT_SECONDS = 600
 MAX_LOG_LINES = 400
+MAX_SCHEMA_CHARACTERS = 8_000
 
 Spec = Annotated[
     dict[str, Any],
@@ -59,14 +61,25 @@ class JobTools:
         add_tool(server, self.cancel_job, DESTROYS)
 
     async def describe_stage(
-        self, stage: Annotated[str, Field(description="Kind of a stage, such as sft, dpo, grpo or evaluate.")]
+        self,
+        stage: Annotated[str, Field(description="Kind of a stage, such as sft, dpo, grpo or evaluate.")],
+        field: Annotated[
+            str | None,
+            Field(description="Field whose JSON schema is returned, such as tuning or metrics.bleu."),
+        ] = None,
     ) -> dict[str, Any]:
-        """Return the JSON schema of a stage: all fields with their meaning, default and bounds."""
-        from trainers.configs.stage_table import StageKind
+        """Return the fields of a stage, each with its type, default and meaning on one line.
 
-        if stage not in list(StageKind):
-            raise ToolError(f"There is no stage {stage!r}. Expected one of {', '.join(StageKind)}.")
-        return StageKind(stage).stage.config.model_json_schema()
+        The line ends after the first sentence of the meaning: call it with `field` for the rest.
+        """
+        if field is not None:
+            schema = read_schema(stage, field)
+            forms = list_forms(schema)
+            if len(json.dumps(schema)) <= MAX_SCHEMA_CHARACTERS or not forms:
+                return schema
+            note = f"Too long: call it with field={field}.{forms[0]}, or another form."
+            return {"description": schema.get("description", ""), "forms": forms, "note": note}
+        return {one.name: _describe_field(one) for one in list_fields(stage)}
 
     async def dry_run(self, spec: Spec) -> PlanAnswer:
         """Check a job and resolve its defaults: hardware, steps, warnings. Nothing starts; nothing costs."""
@@ -158,6 +171,11 @@ class JobTools:
         with suppress(WaitTimeout, WorkFailed):
             await job.wait(seconds, report)
         return job
+
+
+def _describe_field(one: StageField) -> str:
+    default = "required" if one.required else f"default {json.dumps(one.default, ensure_ascii=False)}"
+    return f"{one.type}, {default}: {one.meaning}"
 
 
 def _next_after(job: RemoteJob[Any]) -> list[str]:

@@ -18,6 +18,7 @@ from app.client.commands.output import (
     print_json,
     print_table,
 )
+from app.client.commands.planning import print_plan
 from app.client.commands.scores import print_job_scores, write_report
 from app.client.commands.specs import (
     load_spec,
@@ -28,7 +29,7 @@ from app.client.commands.specs import (
     resolve_model,
     upload_files,
 )
-from app.client.views.jobs import JobPlan, RemoteJob
+from app.client.views.jobs import RemoteJob
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Job, job's name, or `last`.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and start nothing.")]
@@ -109,7 +110,7 @@ def run_job(
 ) -> None:
     """Plan or start a job, follow it, and print what has come of it."""
     if dry_run:
-        _print_plan(client.jobs.plan(spec), as_json)
+        print_plan(client.jobs.plan(spec), as_json)
         return
     job = client.jobs.create(spec, idempotency_key=key)
     note(f"{job.id} ({job.name}) is {job.status}: {' → '.join(run.name for run in job.runs)}")
@@ -216,26 +217,6 @@ def _act(name: str, action: str, as_json: bool) -> None:
         actions = {"pause": job.pause, "resume": job.resume, "cancel": job.cancel, "retry": job.retry}
         actions[action]()
     print_json(job) if as_json else out().print(f"{job.id} is {job.status}")
-
-
-def _print_plan(plan: JobPlan, as_json: bool) -> None:
-    if as_json:
-        print_json(plan)
-        return
-    rows = [
-        [
-            one.name,
-            one.queue,
-            one.estimated_steps,
-            one.queue_reason,
-            one.waiting_for or ", ".join(one.workers),
-        ]
-        for one in plan.stages
-    ]
-    print_table(["stage", "queue", "steps", "why", "worker"], rows, empty="")
-    for stage in plan.stages:
-        for warning in stage.warnings:
-            note(f"{stage.name}: {warning}")
 
 
 def _print_next_steps(job: RemoteJob[Blocking]) -> None:

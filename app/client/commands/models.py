@@ -155,23 +155,28 @@ def get_model(
     model: Annotated[str, typer.Argument(help="Id or name of the model, or the job that produced it.")],
     to: To = None,
     merged: Annotated[bool, typer.Option("--merged", help="The whole weights of a merge stage.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Download a model into a folder; repeated after an interruption, it continues."""
     with connect() as client:
         model_id = resolve_model(client, model)
         with TransferBar(f"Downloading {model_id}", sys.stderr.isatty()) as bar:
             folder = client.models.download(model_id, to, merged=merged, progress=bar.report)
-    out().print(str(folder))
+    _print_path(folder, as_json, model_id=model_id)
 
 
 @get_cli.command("data")
-def get_data(name: Annotated[str, typer.Argument(help="Name or id of the dataset.")], to: To = None) -> None:
+def get_data(
+    name: Annotated[str, typer.Argument(help="Name or id of the dataset.")],
+    to: To = None,
+    as_json: JsonOption = False,
+) -> None:
     """Download a dataset."""
     with connect() as client:
         dataset = find_dataset(client, name)
         with TransferBar(f"Downloading {dataset.name}", sys.stderr.isatty()) as bar:
             path = dataset.download(to or ".", progress=bar.report)
-    out().print(str(path))
+    _print_path(path, as_json, dataset_id=dataset.id, dataset=dataset.name)
 
 
 @get_cli.command("file")
@@ -181,15 +186,25 @@ def get_file(
         str | None, typer.Argument(help="Name of the file; without one, they are listed.")
     ] = None,
     to: To = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Download a file of a run, such as log.txt or predictions.jsonl."""
     with connect() as client:
         found = client.jobs.run(run)
         if name is None:
-            rows = [[one.name, format_bytes(one.size_bytes)] for one in found.files()]
+            files = found.files()
+            if as_json:
+                print_json(files)
+                return
+            rows = [[one.name, format_bytes(one.size_bytes)] for one in files]
             print_table(["name", "size"], rows, empty="The run has no file.")
             return
-        out().print(str(found.download(name, to or ".")))
+        _print_path(found.download(name, to or "."), as_json, run_id=found.id, name=name)
+
+
+def _print_path(path: Path, as_json: bool, **names: str) -> None:
+    """Print where a download is; as JSON, also what it is."""
+    print_json({"path": str(path), **names}) if as_json else out().print(str(path))
 
 
 def _print_completion(

@@ -171,6 +171,14 @@ def format_age(moment: datetime | None) -> str:
     return f"{seconds:.0f} s"
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a duration for a person, by its largest unit."""
+    for unit, size in (("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def format_bytes(n_bytes: int) -> str:
     """Return a size for a person."""
     size = float(n_bytes)

@@ -15,7 +15,7 @@ import typer
 
 from app.client.address import URL_VARIABLE
 from app.client.api.errors import ClientError, WaitInterrupted
-from app.client.commands import account, agents, data, following, jobs, models, scores, service
+from app.client.commands import account, agents, data, following, jobs, models, planning, scores, service
 from app.client.commands.output import ExitCode, exit_code_of, leave_pipe, note, print_error
 
 cli = typer.Typer(
@@ -49,6 +49,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": scores.evaluate,
         "compare": scores.compare,
         "apply": jobs.apply,
+        "preflight": planning.preflight,
+        "stage": planning.stage,
         "deploy": models.deploy,
         "undeploy": models.undeploy,
         "chat": models.chat,

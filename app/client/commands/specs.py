@@ -148,6 +148,9 @@ def resolve_job(client: Client, job: str) -> RemoteJob[Blocking]:
     name = None if job == "last" else job
     for one in client.jobs.list(name=name, limit=1):
         return client.jobs.get(one.id)
+    if name is None:
+        hint = "Start one: `tunesmith train DATA --base MODEL`, or `tunesmith apply job.yaml`."
+        raise ObjectMissing("There is no job yet.", hint, status=404)
     raise ObjectMissing(f"There is no job called {job}.", "List the jobs with `tunesmith jobs`.", status=404)
 
 

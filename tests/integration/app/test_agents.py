@@ -20,6 +20,7 @@ from app.client.agents.server import INSTRUCTIONS, SKILL_ADDRESS, create_server
 from app.client.agents.skill import read_skill
 from app.client.clients import AsyncClient
 from tests.integration.app.test_server import serving
+from trainers.configs import StageKind
 
 SPEC = {"name": "tried", "stages": [{"stage": "prepare", "dataset": "rows", "split": {"test": 1}}]}
 
@@ -153,6 +154,7 @@ def test_a_job_that_costs_money_asks_before_it_is_started_again(
         ("dry_run", {"spec": {"stages": [{"stage": "sft", "dataset": "rows"}]}}, "base"),
         ("check_data", {"path": "/none.csv"}, "The file /none.csv cannot be read"),
         ("describe_stage", {"stage": "train"}, "Expected one of prepare"),
+        ("describe_stage", {"stage": "sft", "field": "rate"}, "no field 'rate'"),
         ("show_scores", {"job_id": "job_none"}, "job_none"),
         ("delete", {"id": "alias_1", "confirm": "alias_1"}, "begins with one of job_, dataset_"),
         ("chat", {"models": ["none"], "message": "Hello"}, "none"),
@@ -166,6 +168,25 @@ def test_an_error_names_what_is_wrong_and_what_to_do(
             message = await call(client, tool, **arguments)
             assert isinstance(message, str) and expected in message
             assert "Traceback" not in message
+
+    anyio.run(main)
+
+
+def test_a_stage_is_described_briefly_and_a_field_in_full(url: str) -> None:
+    async def main() -> None:
+        async with connect(url) as client:
+            for stage in StageKind:
+                assert len(json.dumps(await call(client, "describe_stage", stage=stage))) < 10_000
+            fields = await call(client, "describe_stage", stage="sft")
+            assert fields["batch_size"].startswith("integer ≥ 1, default 16: Rows per optimizer step")
+            assert fields["tuning.rank"].startswith("integer ≥ 1 ≤ 1024, default 16: (lora)")
+            tuning = await call(client, "describe_stage", stage="sft", field="tuning")
+            assert "rank" in tuning["$defs"]["LoraTuning"]["properties"]
+            assert (
+                "bleu" in (await call(client, "describe_stage", stage="evaluate", field="metrics"))["forms"]
+            )
+            bleu = await call(client, "describe_stage", stage="evaluate", field="metrics.bleu")
+            assert "tokenizer" in bleu["properties"]
 
     anyio.run(main)
 

@@ -4,6 +4,7 @@ Method: call `main` as the script does, against a service without a worker.
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def tunesmith(
     return run
 
 
+def test_a_service_without_a_job_says_how_to_start_one(tunesmith: Run) -> None:
+    code, _, errors = tunesmith("job", "last")
+    assert code == 2 and "There is no job yet" in errors and "tunesmith train" in errors
+
+
 def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, tmp_path: Path) -> None:
     (tmp_path / "faulty.csv").write_text(FAULTY)
     checked, pushed = (
@@ -70,6 +76,10 @@ def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, 
     report = json.loads(checked[1])["faulty.csv"]
     assert checked[0] == pushed[0] == 1 and report["fault_count"] == 2
     assert report == json.loads(pushed[1])["report"]
+    said = tunesmith("data", "push", "faulty.csv")[2]
+    assert "No job can use this file" in said and "tored as" not in said
+    stored = json.loads(tunesmith("get", "data", "faulty", "--json")[1])
+    assert stored["dataset"] == "faulty" and Path(stored["path"]).is_file()
     _, text, _ = tunesmith("data", "check", "faulty.csv")
     assert "fault: row 2 (line 3 of the file): `question` is empty" in text and "\x1b" not in text
 
@@ -112,6 +122,7 @@ def test_jobs_are_acted_on_by_name_and_their_end_is_the_exit_code(tunesmith: Run
     ("arguments", "code", "message"),
     [
         (["job", "missing"], 2, "tunesmith jobs"),
+        (["get", "file", "run_none", "--json"], 2, "run_none"),
         (["train", "no.jsonl", "--base", "starter"], 2, "There is no file no.jsonl"),
         (["train", "rows", "--base", "starter", "--set", "rate"], 2, "--set FIELD=VALUE"),
         (["--url", f"http://127.0.0.1:{free_port()}", "jobs"], 3, "tunesmith up"),
@@ -123,6 +134,38 @@ def test_an_error_has_its_exit_code_and_a_remedy(
 ) -> None:
     found = tunesmith(*arguments)
     assert (found[0], found[1]) == (code, "") and message in found[2] and "Traceback" not in found[2]
+
+
+def test_the_fields_of_a_stage_are_printed(tunesmith: Run) -> None:
+    code, text, _ = tunesmith("stage", "sft")
+    assert code == 0 and re.search(r"batch_size +integer ≥ 1 +16 +Rows per optimizer step", text)
+    assert "properties" in json.loads(tunesmith("stage", "sft", "--json")[1])
+    assert "rank" in tunesmith("stage", "sft", "tuning")[1] and "Kahneman" in tunesmith("stage")[1]
+    code, _, errors = tunesmith("stage", "train")
+    assert code == 2 and "Expected one of prepare" in errors
+
+
+def test_a_preflight_is_started_and_can_be_left(tunesmith: Run, tmp_path: Path) -> None:
+    stage = "{stage: sft, base: org/none, dataset: data/rows.jsonl, tuning: {rank: 8}}"
+    (tmp_path / "sft.yaml").write_text(f"name: checked\nstages: [{stage}]\n")
+    job = tunesmith("preflight", "sft.yaml", "--probe-steps", "5", "--detach")[1].strip()
+    assert json.loads(tunesmith("job", job, "--json")[1])["spec"]["stages"][0]["probe_steps"] == 5
+    assert "tunesmith preflight" in tunesmith("apply", "sft.yaml", "--dry-run")[2]
+    (tmp_path / "sft.yaml").write_text(f"stages: [{stage.replace('{rank: 8}', 'lora')}]\n")
+    code, _, errors = tunesmith("apply", "sft.yaml")
+    assert code == 2 and 'write {"method": "lora"}' in errors
+
+
+@pytest.mark.parametrize("value", ["${TUNESMITH_API_KEY}", "${KEY}", "a ${HF_TOKEN:-none}"])
+def test_a_spec_takes_no_secret_from_the_environment(
+    tunesmith: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TUNESMITH_API_KEY", "ts_0123456789abcdef0123")
+    monkeypatch.setenv("KEY", "sk-0123456789abcdef0123456789")
+    for spec in (f'name: "{value}"\nstages: []\n', f'stages: [{{stage: sft, base: "{value}"}}]\n'):
+        (tmp_path / "secret.yaml").write_text(spec)
+        code, output, errors = tunesmith("apply", "secret.yaml", "--dry-run")
+        assert (code, output) == (2, "") and "contains a secret" in errors and "0123456789" not in errors
 
 
 def test_ctrl_c_leaves_the_job_and_names_the_command_that_follows_it(tunesmith: Run) -> None:
