@@ -15,14 +15,20 @@ from typing import Any
 
 
 class CountingEngine(ThreadingHTTPServer):
-    """The server; `ledger` is the file of requests."""
+    """The server; `ledger` is the file of requests.
+
+    More `max_tokens` than `room` are rejected as vLLM rejects them; without the field a completion may use
+    what is left. `room=0` rejects every request.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, ledger: Path, port: int = 0, seconds: float = 0.0, wrong: str = "") -> None:
+    def __init__(
+        self, ledger: Path, port: int = 0, seconds: float = 0.0, wrong: str = "", room: int = 10**6
+    ) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.ledger, self.seconds, self.wrong = ledger, seconds, wrong
+        self.ledger, self.seconds, self.wrong, self.room = ledger, seconds, wrong, room
         self._lock = threading.Lock()
 
     def handle_error(self, *_: object) -> None:
@@ -48,7 +54,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if body["max_tokens"] == 1:  # The worker's probe.
+        wanted, room = body.get("max_tokens", 0), self.server.room
+        if wanted > room or room == 0:
+            message = f"max_tokens={wanted} cannot be greater than max_model_len={room}."
+            self._respond({"error": {"message": message, "param": "max_tokens", "code": 400}}, 400)
+            return
+        if wanted == 1:  # The worker's probe.
             self._respond({"choices": [{"message": {"content": "1"}}]})
             return
         text = body["messages"][-1]["content"]
@@ -60,9 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self._respond({"choices": [choice], "usage": {"completion_tokens": 3}})
 
-    def _respond(self, value: dict[str, Any]) -> None:
+    def _respond(self, value: dict[str, Any], status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -16,6 +16,7 @@ Predictions that exist already are scored without a model:
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ from trainers.metrics.table import check_host
 from trainers.rendering.render import PromptCompletion, dataset_path
 from trainers.reports.evaluation_folder import write_evaluation_folder
 from trainers.runtime.endpoints import Endpoint, read_endpoint
-from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, ProgramError
 from trainers.runtime.events import MAX_METRICS, EventWriter
 from trainers.statistics.expected_power import describe_expected_power
 
@@ -57,6 +59,12 @@ ROWS = "rows.jsonl"
 SEED_STRIDE = 10_000_019
 
 logger = logging.getLogger("trainers")
+
+
+class EveryRequestRejected(ProgramError):
+    """A model has no response at all."""
+
+    code = ErrorCode.every_request_rejected
 
 
 def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any] | None:
@@ -214,6 +222,7 @@ def _score(
     clusters = list_clusters(config.clusters, pairs)
     numbers = [pair.row for pair in pairs]
     responses = {role: log.list_samples(role, numbers, config.samples) for role in config.models}
+    _require_responses(responses, log)
     tool_calls = {role: log.list_tool_calls(role) for role in responses}
     ends = {role: log.list_ends(role) for role in responses}
     values: dict[str, Values] = {
@@ -244,7 +253,7 @@ def _score(
         *slices.warnings,
         *describe_contamination(contamination),
         *_describe_conditions(models),
-        *_describe_failures(models),
+        *_describe_failures(models, log),
         *(early_stop.warnings if early_stop is not None else []),
     ]
     differences = compare_models(values, clusters=clusters, seed=config.seed)
@@ -293,15 +302,26 @@ def _describe_conditions(models: list[ModelScores]) -> list[str]:
     return [warning for warning in found if warning is not None]
 
 
-def _describe_failures(models: list[ModelScores]) -> list[str]:
+def _describe_failures(models: list[ModelScores], log: ResponseLog) -> list[str]:
     """Return a warning for each model with rejected requests, which score as empty responses."""
     failed = {model.role: model.scores[0].failed for model in models if model.scores}
     return [
-        f"{count} of the rows have no response of {role!r}: the engine rejected the requests. The field "
-        f"`error` in {RESPONSES} contains the reasons."
+        f"{count} of the rows have no response of {role!r}: the engine rejected the requests. Its first "
+        f"reason: {log.get_first_error(role)} The field `error` in {RESPONSES} contains all of them."
         for role, count in failed.items()
         if count
     ]
+
+
+def _require_responses(responses: Mapping[str, dict[int, list[str | None]]], log: ResponseLog) -> None:
+    """Raise EveryRequestRejected for a model without any response, whose scores would say nothing of it."""
+    for role, by_row in responses.items():
+        if all(sample is None for samples in by_row.values() for sample in samples):
+            raise EveryRequestRejected(
+                f"The engine rejected the request of every row for {role!r}: {log.get_first_error(role)}",
+                "Correct what the reason names, such as a system prompt or rows that are too long for the "
+                "model, and retry the job.",
+            )
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class ResponseLog:
         self._tool_calls: dict[str, dict[int, list[dict[str, Any]]]] = {}
         self._ends: dict[str, dict[int, dict[str, Any]]] = {}
         self._references: dict[str, dict[int, list[float] | None]] = {}
+        self._errors: dict[str, str] = {}
         for line in lines[1:]:
             self._remember(line)
         self._lock = threading.Lock()
@@ -127,6 +128,10 @@ class ResponseLog:
         """Return why and after how many tokens a model's first samples ended, by row."""
         return self._ends.get(model, {})
 
+    def get_first_error(self, model: str) -> str:
+        """Return why the engine has rejected a request for a model; empty if it has rejected none."""
+        return self._errors.get(model, "")
+
     def list_engines(self, model: str) -> list[dict[str, Any]]:
         """Return the engines from which a model's responses come, each once, the first one first."""
         found = self._engines.get(model, [])
@@ -148,6 +153,8 @@ class ResponseLog:
             scored[line["scored_row"]] = line["reference_logprobs"]
         else:
             self._responses[line["model"], line["row"], line["sample"]] = line["prediction"]
+            if line.get("error"):
+                self._errors.setdefault(line["model"], str(line["error"]))
             if line["sample"] != 0:
                 return
             ends = self._ends.setdefault(line["model"], {})

@@ -60,6 +60,11 @@ Completion = dict[str, Any]
 class RowRejected(Exception):
     """The engine rejected the request of one row; the message is the engine's."""
 
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        """The field of the request that the engine names."""
+
 
 def load_prompts(config: GenerateConfig) -> list[PromptCompletion]:
     """Read the prompts of all rows.
@@ -227,13 +232,13 @@ def _complete_row(
     chat = {"messages": prompt.prompt, **({"tools": tools} if tools else {})}
     try:
         try:
-            response = _send(client, endpoint, "chat/completions", body | chat, prompt.row)
+            response = _send_within_window(client, endpoint, "chat/completions", body | chat, prompt.row)
         except RowRejected as error:
             if TEMPLATE_MISSING not in str(error) or not prompt.is_text or tools or sampling.options:
                 raise
             # A model without a chat template continues the text of the prompt, as it was trained.
             text = {"prompt": prompt.prompt[0]["content"]}
-            response = _send(client, endpoint, "completions", body | text, prompt.row)
+            response = _send_within_window(client, endpoint, "completions", body | text, prompt.row)
     except RowRejected as error:
         logger.warning("row %d has no completion: %s", prompt.row, error)
         return {"prediction": None, "error": str(error)}
@@ -249,6 +254,19 @@ def _complete_row(
         "prompt_tokens": usage.get("prompt_tokens") or 0,
         "completion_tokens": usage.get("completion_tokens") or 0,
     }
+
+
+def _send_within_window(
+    client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any], row: int
+) -> Any:
+    """Send a request; if the prompt leaves less room than `max_tokens`, the completion may use what is left."""
+    try:
+        return _send(client, endpoint, path, body, row)
+    except RowRejected as error:
+        # Without the field, an engine stops at the end of the window. Endpoints of others may bill every token.
+        if error.param != "max_tokens" or not endpoint.is_engine:
+            raise
+    return _send(client, endpoint, path, {k: v for k, v in body.items() if k != "max_tokens"}, row)
 
 
 def _send(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any], row: int) -> Any:
@@ -268,17 +286,21 @@ def _send(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, 
             METER.add(response)
         return response.json()
     if response.status_code in ROW_ERROR_STATUSES:
-        raise RowRejected(_error_message(response))
+        raise RowRejected(*_read_error(response))
     raise EngineFailed(
-        f"The engine failed on row {row} with status {response.status_code}: {_error_message(response)}", hint
+        f"The engine failed on row {row} with status {response.status_code}: {_read_error(response)[0]}", hint
     )
 
 
-def _error_message(response: httpx2.Response) -> str:
-    """Return the message of an error in OpenAI's format, or the text of any other."""
+def _read_error(response: httpx2.Response) -> tuple[str, str | None]:
+    """Return message and field of an error in OpenAI's format, or the text of any other."""
     try:
         content = response.json()
     except ValueError:
-        return response.text[:MAX_ERROR_CHARACTERS]
+        return response.text[:MAX_ERROR_CHARACTERS], None
     error = content.get("error", content) if isinstance(content, dict) else content
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:MAX_ERROR_CHARACTERS]
+    if not isinstance(error, dict):
+        return str(error)[:MAX_ERROR_CHARACTERS], None
+    param = error.get("param")
+    message = str(error.get("message", error))[:MAX_ERROR_CHARACTERS]
+    return message, param if isinstance(param, str) else None

@@ -136,11 +136,15 @@ def _check_summaries(examples: Sequence[ExampleSummary], max_length: int) -> Ite
 
 
 def check_model_limits(
-    rows: Iterable[TokenRow], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, generated: int = 0
+    rows: Iterable[TokenRow],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    generated: int = 0,
+    generated_field: str = "max_completion_length",
 ) -> Iterator[Finding]:
     """Yield findings in tokenized rows: a double BOS, unknown tokens, and too many positions.
 
-    `generated` is the number of tokens that are generated after each row.
+    `generated` is the number of tokens that are generated after each row, and `generated_field` its field.
     """
     bos = tokenizer.bos_token_id
     summaries = [
@@ -157,7 +161,9 @@ def check_model_limits(
     # Models with relative positions have no limit.
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions:
-        yield from _check_positions(summaries, positions, generated)
+        yield from _check_positions(
+            summaries, positions, generated, generated_field if generated else "max_length"
+        )
 
 
 def _check_ends(examples: Sequence[ExampleSummary]) -> Iterator[Finding]:
@@ -249,11 +255,12 @@ def _check_vocabulary(
         )
 
 
-def _check_positions(rows: Sequence[RowLimits], positions: int, generated: int) -> Iterator[Finding]:
+def _check_positions(
+    rows: Sequence[RowLimits], positions: int, generated: int, field: str
+) -> Iterator[Finding]:
     too_long = [(row.line, row.tokens) for row in rows if row.tokens + generated > positions]
     if too_long:
         after = f" with a completion of {generated} tokens" if generated else ""
-        field = "max_completion_length" if generated else "max_length"
         # A completion may end long before its limit, so only the prompt alone is certain.
         is_certain = any(length > positions for _, length in too_long)
         yield new_finding(

@@ -63,6 +63,10 @@ class ErrorCode(StrEnum):
     export_failed = "export_failed", "The model cannot be converted to the format."
     export_differs = "export_differs", "The exported file does not compute what the trained model does."
     hub_push_refused = "hub_push_refused", "The model may not be uploaded to the hub."
+    every_request_rejected = (
+        "every_request_rejected",
+        "The engine rejected the request of every row, so that there is nothing to score.",
+    )
     judge_failed = "judge_failed", "The judge model of a metric gave no verdict on too many rows."
     metric_failed = "metric_failed", "A program that computes a metric failed or exceeded its limits."
     capability_missing = "capability_missing", "The worker lacks a program that the stage needs."

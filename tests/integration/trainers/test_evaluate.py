@@ -165,6 +165,23 @@ def test_responses_of_another_evaluation_are_not_used(config: dict[str, Any], tm
         run(config | {"max_new_tokens": 13}, tmp_path / "run")
 
 
+def test_a_completion_may_use_what_the_window_leaves(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    engine.room = config["max_new_tokens"] - 1
+    result = run(config, tmp_path / "run")
+    assert result.models[0].scores[0].value == 1
+    assert result.models[0].scores[0].failed == 0
+
+
+def test_an_evaluation_without_any_response_fails_with_the_reason_of_the_engine(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    engine.room = 0
+    with pytest.raises(evaluate.EveryRequestRejected, match="'model': max_tokens=0 cannot be greater"):
+        run_program(config, tmp_path / "run")
+
+
 def test_a_model_without_an_engine_is_named_with_the_command_that_starts_one(
     config: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -165,7 +165,7 @@ def _check_prompts(
     """Yield findings in the first prompts as the model will read them."""
     rows = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in prompts[:MAX_PROMPTS]]
     model = load_config(get_base_model(reference))
-    yield from check_model_limits(rows, tokenizer, model, config.max_new_tokens)
+    yield from check_model_limits(rows, tokenizer, model, config.max_new_tokens, "max_new_tokens")
 
 
 def _check_tasks(config: LmEvalConfig) -> None:
