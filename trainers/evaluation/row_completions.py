@@ -259,11 +259,11 @@ def _complete_row(
 def _send_within_window(
     client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any], row: int
 ) -> Any:
-    """Send a request; if the prompt leaves less room than `max_tokens`, the completion may use what is left."""
+    """Send a request; a completion may use what the prompt leaves of the window, up to `max_tokens`."""
     try:
         return _send(client, endpoint, path, body, row)
     except RowRejected as error:
-        # Without the field, an engine stops at the end of the window. Endpoints of others may bill every token.
+        # Without the field, an engine stops at the end of the window. Others may bill every token.
         if error.param != "max_tokens" or not endpoint.is_engine:
             raise
     return _send(client, endpoint, path, {k: v for k, v in body.items() if k != "max_tokens"}, row)

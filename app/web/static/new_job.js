@@ -8,6 +8,7 @@ const VOLATILE = ["csrf", "key", "do", "source"];
 let submissions = 0;
 let focused = null;
 let opened = [];
+let stages = countStages();
 
 form.addEventListener("input", (event) => {
   form.elements.source.value = event.target.id === "json" ? "json" : "form";
@@ -41,11 +42,24 @@ document.getElementById("discard").addEventListener("click", () => {
   location.reload();
 });
 
+function countStages() {
+  return document.querySelectorAll("#fields fieldset").length;
+}
+
+// The menu of stages closes, and the view moves to the stage that was added.
+form.addEventListener("click", ({ target }) => {
+  const menu = target.closest(".menu-choice")?.closest("details");
+  if (menu) setTimeout(() => (menu.open = false));
+});
+
 function restoreView() {
   for (const id of opened) {
     const details = document.getElementById(id);
     if (details) details.open = true;
   }
+  const before = stages;
+  stages = countStages();
+  if (stages > before) focused = document.querySelector("#fields fieldset:last-of-type select")?.id;
   if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus();
   showErrors();
   if (form.elements.source.value === "form") keep();

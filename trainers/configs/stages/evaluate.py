@@ -110,7 +110,12 @@ class EvaluateConfig(EngineClientConfig):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Sample from the most likely tokens whose probabilities sum to this."
     )
-    max_new_tokens: int = Field(256, ge=1, le=MAX_COUNT, description="Maximum tokens of a completion.")
+    max_new_tokens: int = Field(
+        256,
+        ge=1,
+        le=MAX_COUNT,
+        description="Maximum tokens of a completion; fewer if the model's window leaves fewer.",
+    )
     seed: Seed = 42
     tools: OfferedTools | None = Field(
         None, description="Functions that every prompt offers, unless its row has tools of its own."

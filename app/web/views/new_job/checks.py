@@ -23,6 +23,8 @@ class CheckedDraft:
     """Code, message and hint, if the errors are not those of fields alone."""
     fields: dict[str, str] = field(default_factory=dict)
     """Messages by the path of the field."""
+    hint: str | None = None
+    """What to do about the first of them."""
 
 
 def parse_spec(spec: Spec) -> JobCreate:
@@ -46,4 +48,6 @@ def check_draft(session: Session, settings: Settings, spec: Spec, key_id: str) -
 def describe_error(error: HttpError) -> CheckedDraft:
     """Return a refusal, with its fields if it names any."""
     fields = {each["field"]: each["message"] for each in error.fields or []}
-    return CheckedDraft(error=None if fields else error.as_dict(), fields=fields)
+    if fields:
+        return CheckedDraft(fields=fields, hint=error.hint)
+    return CheckedDraft(error=error.as_dict())

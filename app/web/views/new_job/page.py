@@ -12,9 +12,7 @@ from fastapi.responses import HTMLResponse
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.datasets import service as datasets
 from app.http.errors import HttpError
-from app.http.paging import PageQuery
 from app.jobs import service
 from app.jobs.examples import JOB_EXAMPLES
 from app.models.starter import read_starter_progress
@@ -39,12 +37,12 @@ from app.web.views.new_job.draft import (
     show_value,
 )
 from app.web.views.new_job.schema import InputKind, encode_option, job_fields, stage_form, summarize_stages
+from app.web.views.new_job.start import Goals, JobGoal, start_spec, suggest_datasets
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.configs import StageKind
 from trainers.configs.presets import apply_presets, load_presets
 
 PARTS = "new_job/parts.jinja"
-MAX_SUGGESTIONS = 50
 # Those of the largest job; each stage has about 60.
 MAX_INPUTS = 3000
 
@@ -72,16 +70,18 @@ def show_form(
     source: Annotated[JobId, Query(alias="from")] = None,
     example: Annotated[str | None, Query(max_length=100)] = None,
     dataset: DatasetId = None,
+    goal: JobGoal = JobGoal.train,
     checked: Annotated[JobId, Query(alias="preflight")] = None,
 ) -> Response:
     """Show the form, filled from a job, an example or a dataset, with the preflight that was started."""
     assert visitor.caller is not None
+    spec = start_spec(source, example, dataset, goal)
     with read_session() as session:
-        spec = _start(session, source, example, dataset)
         draft = _check(session, visitor, spec, format_json(spec), secrets.token_hex(16))
-        suggestions = _suggest(session)
+        suggestions = suggest_datasets(session)
         state = preflight.load(session, checked) if checked else None
-    return _render_form(request, visitor, draft, suggestions, state)
+    goals = None if source or example else Goals(goal, dataset)
+    return _render_form(request, visitor, draft, suggestions, state, goals)
 
 
 @router.get("/jobs/new/starter")
@@ -153,35 +153,14 @@ def _check(session: Session, visitor: Visitor, spec: Spec, text: str, key: str) 
     return Draft(spec, text, check_draft(session, get_settings(), spec, visitor.caller.key_id), key)
 
 
-def _start(session: Session, source: str | None, example: str | None, dataset: str | None) -> Spec:
-    """Return the spec that the form begins with; raises the errors of unknown jobs."""
-    if source is not None:
-        return dict(service.get_job(session, source).spec)
-    if example in JOB_EXAMPLES:
-        return dict(JOB_EXAMPLES[example]["value"])
-    if dataset is None:
-        newest, _ = datasets.list_datasets(session, PageQuery(limit=20), None, None)
-        dataset = next((each.name for each in newest if each.trainable), None)
-    else:
-        dataset = datasets.get_dataset(session, dataset).id
-    stage = {"stage": "sft", "base": "starter", **({"dataset": dataset} if dataset else {})}
-    return {"name": "my-job", "stages": [stage]}
-
-
-def _suggest(session: Session) -> Sequence[str]:
-    """Return the names of the newest datasets that jobs can use."""
-    newest, _ = datasets.list_datasets(session, PageQuery(limit=MAX_SUGGESTIONS), None, None)
-    return list(dict.fromkeys(each.name for each in newest if each.trainable))
-
-
 def _respond(
     request: Request, visitor: Visitor, draft: Draft, *, is_changed: bool, with_text: bool
 ) -> Response:
     """Return the parts of the page that change, or the whole page without htmx."""
     if not is_htmx(request):
         with read_session() as session:
-            suggestions = _suggest(session)
-        return _render_form(request, visitor, draft, suggestions, None)
+            suggestions = suggest_datasets(session)
+        return _render_form(request, visitor, draft, suggestions, None, None)
     language = visitor.language
     parts = {"plan": render_macro(language, PARTS, "plan", draft.checked, draft.spec)}
     if draft.spec:
@@ -194,7 +173,12 @@ def _respond(
 
 
 def _render_form(
-    request: Request, visitor: Visitor, draft: Draft, suggestions: Sequence[str], state: Any
+    request: Request,
+    visitor: Visitor,
+    draft: Draft,
+    suggestions: Sequence[str],
+    state: Any,
+    goals: Goals | None,
 ) -> Response:
     return render_page(
         request,
@@ -203,6 +187,7 @@ def _render_form(
         form=describe_form(draft),
         commands=list_commands(request, draft.spec),
         suggestions=suggestions,
+        goals=goals,
         examples={name: each["summary"] for name, each in JOB_EXAMPLES.items()},
         kinds=summarize_stages(),
         training=read_starter_progress(),

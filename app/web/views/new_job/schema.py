@@ -16,6 +16,7 @@ MOST_USED = (
     "tasks", "evaluation", "against", "deployment", "tuning", "epochs", "max_steps", "batch_size",
     "learning_rate", "max_length", "max_new_tokens", "split", "recipe",
 )  # fmt: skip
+MOST_USED_PARTS = (("tuning", "rank"), ("split", "test"))
 MAX_DEPTH = 2
 JOB_FIELDS = ("priority", "queue", "reuse", "labels", "host")
 
@@ -154,7 +155,7 @@ def _make_field(
     kind, options = _choose_input(part, definitions)
     if path == ("preset",):
         kind = InputKind.presets
-    is_most_used = is_required or (path[0] in MOST_USED and len(path) == 1) or path == ("tuning", "rank")
+    is_most_used = is_required or (path[0] in MOST_USED and len(path) == 1) or path in MOST_USED_PARTS
     return FormField(
         path, kind, part.get("description", ""), part.get("default"), is_required, options, is_most_used
     )

@@ -34,6 +34,12 @@ def add_dataset(name: str = "ko-chat", n: int = 45) -> str:
     return _store(f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def add_sums(name: str = "sums") -> str:
+    """Store a dataset whose answers end with a number, and return its id."""
+    rows = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(9)]
+    return _store(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def add_faulty_dataset(name: str = "support-export") -> str:
     """Store a CSV file with faults, and return its id."""
     return _store(f"{name}.csv", FAULTY_CSV)

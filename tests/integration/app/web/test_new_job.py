@@ -74,6 +74,36 @@ def test_lists_and_forms_show_how_far_the_example_model_is(browser: Browser, set
     assert ended.headers["HX-Trigger"] in browser.get("/jobs/new").text
 
 
+@pytest.mark.parametrize(
+    ("goal", "kinds"),
+    [
+        ("train", ["sft"]),
+        ("compare", ["prepare", "sft", "evaluate"]),
+        ("serve", ["prepare", "sft", "evaluate", "deploy"]),
+    ],
+)
+def test_a_goal_is_a_whole_job_for_a_dataset(browser: Browser, goal: str, kinds: list[str]) -> None:
+    dataset = seeded_datasets.add_dataset()
+    shown = browser.get(f"/jobs/new?dataset={dataset}&goal={goal}").text
+    spec = shown_spec(shown)
+    assert [stage["stage"] for stage in spec["stages"]] == kinds
+    assert spec["stages"][0]["dataset"] == "ko-chat"
+    assert f'goal={goal}" aria-current="page"' in shown
+    if goal != "train":
+        assert spec["stages"][2]["metrics"] == ["chrf", "exact_match"]
+        assert spec["stages"][2]["dataset"] == {"stage": "prepare", "part": "test"}
+
+
+def test_references_with_a_final_number_are_compared_by_it(browser: Browser) -> None:
+    shown = browser.get(f"/jobs/new?dataset={seeded_datasets.add_sums()}&goal=compare").text
+    assert shown_spec(shown)["stages"][2]["metrics"] == ["maths_exact_match"]
+
+
+def test_a_model_that_is_not_there_is_named_with_what_to_do(browser: Browser) -> None:
+    seeded_datasets.add_dataset()
+    assert "trains this example model when it first starts" in browser.get("/jobs/new").text
+
+
 def test_every_field_has_the_description_of_its_schema(browser: Browser) -> None:
     shown = browser.get("/jobs/new").text
     fields = stage_form(StageKind.sft, {}).fields
