@@ -56,8 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         wanted, room = body.get("max_tokens", 0), self.server.room
         if wanted > room or room == 0:
-            message = f"max_tokens={wanted} cannot be greater than max_model_len={room}."
-            self._respond({"error": {"message": message, "param": "max_tokens", "code": 400}}, 400)
+            reason = f"max_tokens={wanted} cannot be greater than max_model_len={room}."
+            self._respond({"error": {"message": reason, "param": "max_tokens", "code": 400}}, 400)
             return
         if wanted == 1:  # The worker's probe.
             self._respond({"choices": [{"message": {"content": "1"}}]})

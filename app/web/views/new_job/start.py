@@ -11,7 +11,7 @@ from app.datasets import service as datasets
 from app.http.paging import PageQuery
 from app.jobs import service
 from app.jobs.examples import ARITHMETIC_JOB, JOB_EXAMPLES
-from app.models.references import STARTER
+from app.models.starter import STARTER
 from app.storage.database import read_session
 from app.tables import Dataset
 from app.web.url_state import encode_query

@@ -101,7 +101,7 @@ def test_references_with_a_final_number_are_compared_by_it(browser: Browser) -> 
 
 def test_a_model_that_is_not_there_is_named_with_what_to_do(browser: Browser) -> None:
     seeded_datasets.add_dataset()
-    assert "trains this example model when it first starts" in browser.get("/jobs/new").text
+    assert "Only a service with examples has this model" in browser.get("/jobs/new").text
 
 
 def test_every_field_has_the_description_of_its_schema(browser: Browser) -> None:
