@@ -1,7 +1,9 @@
 // Curves by uPlot: one chart for the losses, and one for each other metric.
-const HIDDEN = new Set(["epoch", "tokens", "peak_gpu_bytes"]);
+const HIDDEN = new Set(["epoch", "tokens", "peak_gpu_bytes", "num_tokens", "num_input_tokens_seen", "train_runtime"]);
 const FIRST = ["learning_rate", "tokens_per_second", "grad_norm"];
 const MAX_CHARTS = 12;
+// The average of fewer points is mostly its first ones.
+const MIN_SMOOTHED = 20;
 const RATE_SECONDS = 5;
 
 export class Curves {
@@ -58,7 +60,8 @@ export class Curves {
     this.root.querySelector(":scope > p")?.remove();
     if (options) return this.rebuild();
     const wanted = this.list();
-    if (wanted.some(({ id }) => !this.charts.has(id))) return this.rebuild();
+    // A curve that has become long enough gets its smoothed line.
+    if (this.shapeOf(wanted) !== this.shape) return this.rebuild();
     for (const chart of wanted) {
       this.charts.get(chart.id).setData(this.data(chart));
       this.describe(chart);
@@ -70,9 +73,14 @@ export class Curves {
     this.charts.clear();
     this.resizes.disconnect();
     const wanted = this.list();
+    this.shape = this.shapeOf(wanted);
     this.root.replaceChildren(...wanted.map((chart) => this.frame(chart)));
     for (const chart of wanted) this.build(chart);
     if (this.hasMore) this.root.append(Object.assign(document.createElement("p"), { className: "muted small", textContent: this.root.dataset.more }));
+  }
+
+  shapeOf(charts) {
+    return charts.flatMap(({ names }) => names.map((name) => `${name} ${this.isSmoothed(name)}`)).join();
   }
 
   /** The charts, each with the names of its curves. */
@@ -142,12 +150,16 @@ export class Curves {
   styles(name, color) {
     const value = (_, given) => (given === null || given === undefined ? "–" : format(given));
     const line = { label: this.label(name), stroke: color, width: 2, spanGaps: true, value, points: { show: false } };
-    if (!this.isSmoothed(name)) return [{ ...line, points: { show: name.startsWith("validation_"), size: 5, fill: color } }];
+    if (!this.isSmoothed(name)) return [{ ...line, points: { show: name.startsWith("validation_") || this.count(name) < MIN_SMOOTHED, size: 5, fill: color } }];
     return [{ ...line, alpha: 0.28, width: 1 }, { ...line, label: `${this.label(name)} (${this.root.dataset.smoothed})` }];
   }
 
+  count(name) {
+    return this.values[name].reduce((total, value) => total + (value !== null), 0);
+  }
+
   isSmoothed(name) {
-    return Number(this.options.smooth) > 0 && !["learning_rate", "tokens_per_second"].includes(name) && !name.startsWith("validation_");
+    return Number(this.options.smooth) > 0 && this.count(name) >= MIN_SMOOTHED && !["learning_rate", "tokens_per_second"].includes(name) && !name.startsWith("validation_");
   }
 
   data({ names }) {

@@ -1,6 +1,6 @@
 """The list of jobs, and the page of one job, which leads to its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ from app.tables import RunStatus
 from app.web.live import LiveView, Parts, Version, show_changes, stream_view
 from app.web.rendering import go_to, render_macro, render_page
 from app.web.url_state import ListFilters, choose_columns, keep_columns
+from app.web.views.outcomes import find_evaluations
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from app.workers.names import name_workers
 
@@ -70,6 +71,7 @@ class JobState:
     job: JobView
     actions: Sequence[ActionState]
     workers: dict[str, str]
+    evaluations: Mapping[str, str]
 
 
 def job_filters(
@@ -175,13 +177,14 @@ def _job_view(job_id: str) -> LiveView[JobState]:
 def _load_job(session: Session, job_id: str) -> JobState:
     job = service.view_job(session, get_settings(), service.get_job(session, job_id))
     states = actions.list_actions(service.list_runs(session, job_id))
-    return JobState(job, states, name_workers(session, (run.worker_id for run in job.runs)))
+    workers = name_workers(session, (run.worker_id for run in job.runs))
+    return JobState(job, states, workers, find_evaluations(session, job_id))
 
 
 def _render_job(state: JobState, visitor: Visitor) -> Parts:
     language = visitor.language
     rows = {
-        f"row-{run.id}": render_macro(language, PARTS, "run_row", run, state.workers)
+        f"row-{run.id}": render_macro(language, PARTS, "run_row", run, state.workers, state.evaluations)
         for run in state.job.runs
     }
     parts = {

@@ -1,6 +1,7 @@
 """The page of a run: its state, its curves and its log, live."""
 
 import gzip
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,8 +17,10 @@ from app.runs.curves import points
 from app.runs.schemas import RunView, RunWarningView
 from app.settings import get_settings
 from app.storage.database import ReadSession
+from app.tables import RunStatus
 from app.web.live import LiveView, Parts, Version, event_stream, open_stream
 from app.web.rendering import render_macro, render_page
+from app.web.views.outcomes import find_evaluations
 from app.web.views.runs.stream import RunPoll, encode_points
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from app.workers.names import name_workers
@@ -33,6 +36,15 @@ Seq = Annotated[int, Query(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
+class RunStageLink:
+    """A run of the same job."""
+
+    run_id: str
+    name: str
+    status: RunStatus
+
+
+@dataclass(frozen=True)
 class RunState:
     """A run, and what can be done with its job."""
 
@@ -42,6 +54,8 @@ class RunState:
     worker: str | None
     warnings: list[RunWarningView]
     further_warnings: int
+    stages: list[RunStageLink]
+    evaluations: Mapping[str, str]
 
 
 @router.get("/runs/{run_id}")
@@ -102,6 +116,8 @@ def _load(session: Session, run_id: str) -> RunState:
         worker=name_workers(session, [run.worker_id]).get(run.worker_id or ""),
         warnings=warnings,
         further_warnings=further,
+        stages=[RunStageLink(each.id, each.name, each.status) for each in runs],
+        evaluations=find_evaluations(session, run.job_id),
     )
 
 

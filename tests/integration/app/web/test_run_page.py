@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from app.tables import Run, RunStatus
 from app.web.live import LiveView
 from app.web.views.runs import page
 from app.web.views.runs.stream import RunPoll
-from tests.integration.app.web import seeded_jobs
+from tests.integration.app.web import seeded_jobs, seeded_results
 from tests.integration.app.web.conftest import Browser
 from tests.integration.app.web.test_job_list import request_of
 
@@ -56,6 +57,25 @@ def test_best_and_last_values_come_with_their_steps(browser: Browser) -> None:
     shown = browser.get(f"/runs/{run.id}").text
     assert re.search(r"0\.7994\s*<span[^>]*>step 150", shown)
     assert re.search(r"0\.8412\s*<span[^>]*>step 180", shown)
+
+
+def test_a_finished_run_leads_to_what_it_has_produced(browser: Browser, make_job: MakeJob) -> None:
+    train, deploy = make_job(RunStatus.succeeded, RunStatus.succeeded)
+    with transaction() as session:
+        stored = session.get(Run, deploy.id)
+        assert stored is not None
+        stored.result = {"stage": "deploy", "deployment_id": "deployment_1", "deployment": "mine"}
+    for shown in (browser.get(f"/jobs/{deploy.job_id}").text, browser.get(f"/runs/{deploy.id}").text):
+        assert 'href="/deployments/deployment_1">mine</a>' in shown
+        assert 'href="/chat?a=mine"' in shown
+    assert f'href="/runs/{train.id}"' in browser.get(f"/runs/{deploy.id}").text
+
+
+def test_an_evaluation_run_leads_to_its_rows_with_the_verdict(browser: Browser, tmp_path: Path) -> None:
+    model, _ = seeded_results.add_evaluations(tmp_path, 20)
+    for shown in (browser.get(f"/jobs/{model.job_id}").text, browser.get(f"/runs/{model.run_id}").text):
+        assert f'href="/evaluations/{model.id}"' in shown
+        assert 'class="verdict verdict-better"' in shown
 
 
 def test_ten_thousand_points_arrive_in_parts(browser: Browser) -> None:
