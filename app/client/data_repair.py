@@ -1,12 +1,14 @@
 """The repair of a file on this machine: its rows, with new fields and without those that are useless."""
 
+import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from app.client.api.errors import ClientError
 from app.client.data_check import MAX_CONVERTED_BYTES, read_options, require_readable
@@ -53,7 +55,8 @@ def repair_file(
 ) -> Repair:
     """Write the changed rows of a file to a new one, as JSON Lines in UTF-8.
 
-    Rows have the numbers of the file's report, from 1. A row that cannot be used must be removed or set.
+    Rows have the numbers of the file's report, from 1. A row that cannot be used must be removed or set. The
+    rows are read twice from the disk, and never held in memory together.
 
     Raises:
         FileUncheckable: The file cannot be read.
@@ -63,78 +66,127 @@ def repair_file(
     require_readable(path)
     if to.exists():
         raise RepairRefused(f"The file {to} exists.", "Name a new file: a repair overwrites nothing.")
-    rows, unusable, blank = _read_rows(path, delimiter, encoding)
-    _check_names(changes, rows)
-    unusable |= {
-        number: why
-        for number, row in rows.items()
-        if number not in unusable | blank and (why := _lacks(row, changes))
-    }
-    removed = _choose_removed(changes, len(rows), unusable)
-    removed |= {number: why for number, why in blank.items() if number not in (changes.set_fields or {})}
-    lines: dict[bytes, int] = {}
-    kept: list[bytes] = []
-    for number, row in rows.items():
-        if number in removed:
-            continue
-        line = _write(number, _change(number, row, changes))
-        if changes.remove_duplicates and line in lines:
-            removed[number] = f"It equals row {lines[line]}."
-            continue
-        lines.setdefault(line, number)
-        kept.append(line)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with to.open("xb") as file:
-        file.writelines(kept)
-    return Repair(to, len(kept), dict(sorted(removed.items())))
+    with _open_rows(path, delimiter, encoding) as source:
+        survey = _survey(source, changes)
+        removed = _choose_removed(changes, survey.n_rows, survey.unusable)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with to.open("xb") as file:
+                n_kept = _write_rows(source, changes, removed, file)
+        except RepairRefused:
+            to.unlink()
+            raise
+    return Repair(to, n_kept, dict(sorted(removed.items())))
 
 
-def _read_rows(
-    path: Path, delimiter: str | None, encoding: str | None
-) -> tuple[dict[int, dict[str, Any]], dict[int, str], dict[int, str]]:
-    """Return the rows by number, why some cannot be read, and the blank lines, which count as rows."""
+@dataclass(frozen=True)
+class _Row:
+    """A row by its number: its fields, or why there are none."""
+
+    number: int
+    values: Mapping[str, Any]
+    problem: str | None = None
+    is_blank: bool = False
+
+
+@dataclass
+class _Source:
+    """The rows of a file, which are read from the disk as often as they are needed."""
+
+    lines: Path
+    unconverted: Mapping[int, str]
+
+    def __iter__(self) -> Iterator[_Row]:
+        from trainers.data.faults import Fault
+        from trainers.data.files.json_line import RowParser
+        from trainers.data.files.jsonl import iter_lines
+
+        parser = RowParser()
+        with self.lines.open("rb") as file:
+            for number, line in iter_lines(file):
+                row = parser.parse(line) if isinstance(line, bytes) else line
+                if number in self.unconverted:
+                    yield _Row(number, {}, self.unconverted[number])
+                elif isinstance(row, Fault):
+                    yield _Row(number, {}, row.message)
+                elif row is None:
+                    yield _Row(number, {}, is_blank=True)
+                elif parser.duplicate_key is not None:
+                    yield _Row(number, row, f"It has the key {parser.duplicate_key!r} twice.")
+                else:
+                    yield _Row(number, row)
+
+
+@dataclass
+class _Survey:
+    """What a first reading of the rows has found."""
+
+    n_rows: int = 0
+    names: dict[str, None] = field(default_factory=dict)
+    unusable: dict[int, str] = field(default_factory=dict)
+
+
+@contextmanager
+def _open_rows(path: Path, delimiter: str | None, encoding: str | None) -> Iterator[_Source]:
+    """Yield the rows of a file, which is converted for the block if it is not JSON Lines."""
     from trainers.data.conversion.to_json_lines import convert_to_json_lines
-    from trainers.data.faults import Fault
-    from trainers.data.files.json_line import RowParser
-    from trainers.data.files.jsonl import iter_lines
 
-    rows: dict[int, dict[str, Any]] = {}
-    unreadable: dict[int, str] = {}
-    blank: dict[int, str] = {}
     with tempfile.TemporaryDirectory(prefix="tunesmith-repair-") as folder:
         target = Path(folder) / "rows.jsonl"
         options = read_options(delimiter, encoding)
         conversion = convert_to_json_lines(path, path.name, target, options, MAX_CONVERTED_BYTES)
-        if conversion is not None:
-            if conversion.file_fault is not None:
-                raise RepairRefused(conversion.file_fault.message)
-            unreadable = {number: fault.message for number, fault in conversion.row_faults.items()}
-        with (path if conversion is None else target).open("rb") as file:
-            parser = RowParser()
-            for number, line in iter_lines(file):
-                row = parser.parse(line) if isinstance(line, bytes) else line
-                if isinstance(row, Fault):
-                    unreadable[number] = row.message
-                elif parser.duplicate_key is not None:
-                    unreadable[number] = f"It has the key {parser.duplicate_key!r} twice."
-                elif row is None:
-                    blank[number] = "The line is blank."
-                rows[number] = row if isinstance(row, dict) else {}
-    return rows, unreadable, blank
+        if conversion is None:
+            yield _Source(path, {})
+            return
+        if conversion.file_fault is not None:
+            raise RepairRefused(conversion.file_fault.message)
+        yield _Source(target, {number: fault.message for number, fault in conversion.row_faults.items()})
 
 
-def _check_names(changes: Changes, rows: Mapping[int, Mapping[str, Any]]) -> None:
-    """Raise RepairRefused for a row, or a field of old rows, that does not exist."""
-    missing = sorted({*changes.remove_rows, *(changes.set_fields or {})} - rows.keys())
+def _survey(source: _Source, changes: Changes) -> _Survey:
+    """Read the rows once; raise RepairRefused for a change of a row or a field that does not exist."""
+    found = _Survey()
+    for row in source:
+        found.n_rows += 1
+        found.names |= dict.fromkeys(row.values)
+        problem = row.problem or (None if row.is_blank else _lacks(row.values, changes))
+        if problem is not None:
+            found.unusable[row.number] = problem
+    _check_names(changes, found)
+    return found
+
+
+def _write_rows(source: _Source, changes: Changes, removed: dict[int, str], file: BinaryIO) -> int:
+    """Write the changed rows that are kept; add the other ones to `removed`, and return how many are kept."""
+    first: dict[bytes, int] = {}
+    n_kept = 0
+    for row in source:
+        if row.is_blank and row.number not in (changes.set_fields or {}):
+            removed.setdefault(row.number, "The line is blank.")
+        if row.number in removed:
+            continue
+        line = _write(row.number, _change(row.number, row.values, changes))
+        if changes.remove_duplicates:
+            digest = hashlib.blake2b(line, digest_size=16).digest()
+            if (same := first.setdefault(digest, row.number)) != row.number:
+                removed[row.number] = f"It equals row {same}."
+                continue
+        file.write(line)
+        n_kept += 1
+    return n_kept
+
+
+def _check_names(changes: Changes, found: _Survey) -> None:
+    numbers = {*changes.remove_rows, *(changes.set_fields or {})}
+    missing = sorted(number for number in numbers if not 1 <= number <= found.n_rows)
     if missing:
-        raise RepairRefused(f"The file has {len(rows):,} rows, and no row {missing[0]}.")
-    known = dict.fromkeys(name for row in rows.values() for name in row)
-    for field, text in (changes.fields or {}).items():
+        raise RepairRefused(f"The file has {found.n_rows:,} rows, and no row {missing[0]}.")
+    for name_of_new, text in (changes.fields or {}).items():
         for name in PLACEHOLDER.findall(text):
-            if name not in known:
+            if name not in found.names:
                 raise RepairRefused(
-                    f"The text of `fields` for {field!r} names {name!r}, which no row has.",
-                    f"The fields of the rows are {', '.join(map(repr, known))}.",
+                    f"The text of `fields` for {name_of_new!r} names {name!r}, which no row has.",
+                    f"The fields of the rows are {', '.join(map(repr, found.names))}.",
                 )
 
 

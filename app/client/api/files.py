@@ -4,8 +4,10 @@ import hashlib
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,32 +15,50 @@ import httpx2
 
 from app.client.api.connection import API, RETRIED_STATUSES, Connection
 from app.client.api.errors import ClientError, DownloadDamaged, ServerUnreachable, ServiceFailure, read_error
-from app.client.api.transport import CHUNK_BYTES
+from app.client.api.transport import CHUNK_BYTES, Transport
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that have travelled, and with those of the whole file if they are known."""
 # The service validates every row before it responds.
 UPLOAD_TIMEOUT_SECONDS = 3600.0
+# Of 64 KiB each: what an asynchronous client reads of a file in one step.
+CHUNKS_AT_ONCE = 16
 
 
 class FileUnreadable(ClientError):
     """A local file cannot be read or written."""
 
 
-class _UploadedFile:
-    """A file that reports how much of it was read."""
+class UploadedForm(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """The body of an upload, which reports how much of its file was read.
 
-    def __init__(self, file: IO[bytes], progress: Progress) -> None:
-        self._file, self._progress = file, progress
+    An asynchronous client reads the file in a thread, and gets the reports in its event loop.
+    """
+
+    def __init__(
+        self, form: Iterable[bytes], file: IO[bytes], progress: Progress | None, transport: Transport
+    ) -> None:
+        self._form, self._file, self._progress, self._transport = form, file, progress, transport
         self._size = os.fstat(file.fileno()).st_size
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._progress(self._file.tell(), self._size)
-        return data
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._form:
+            yield chunk
+            self._report()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks = iter(self._form)
+        while block := await self._transport.run(_join_next, chunks):
+            yield block
+            self._report()
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(self._file.tell(), self._size)
+
+
+def _join_next(chunks: Iterator[bytes]) -> bytes:
+    return b"".join(islice(chunks, CHUNKS_AT_ONCE))
 
 
 async def upload_file(
@@ -49,23 +69,24 @@ async def upload_file(
     progress: Progress | None,
 ) -> httpx2.Response:
     """Send a file as the form field `file`; the service recognizes content that it has, so it may repeat."""
-    retries = connection.retries()
+    retries, transport = connection.retries(), connection.transport
     while True:
         try:
-            with file.open("rb") as content:
-                sent: Any = _UploadedFile(content, progress) if progress else content
+            with await transport.run(file.open, "rb") as content:
                 request = connection.build(
                     "POST",
                     API + path,
-                    files={"file": (file.name, sent)},
+                    files={"file": (file.name, content)},
                     data=fields,
                     timeout=UPLOAD_TIMEOUT_SECONDS,
                 )
+                form: Any = request.stream
+                request.stream = UploadedForm(form, content, progress, transport)
                 response = await connection.open(request)
             try:
-                await connection.transport.read(response)
+                await transport.read(response)
             finally:
-                await connection.transport.release(response)
+                await transport.release(response)
             return response
         except OSError as error:
             raise FileUnreadable(f"The file {file} cannot be read: {error.strerror}.") from error
@@ -74,7 +95,7 @@ async def upload_file(
                 raise
             if (delay := retries.next_delay()) is None:
                 raise
-            await connection.transport.sleep(delay)
+            await transport.sleep(delay)
 
 
 async def download_file(
@@ -91,14 +112,10 @@ async def download_file(
     An interrupted download is continued, also by a later call: its bytes are in `<target>.part`.
     """
     part = target.with_name(target.name + ".part")
-    retries = connection.retries()
+    retries, transport = connection.retries(), connection.transport
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if sha256 is None:
-            # Nothing shows whether it is a part of the file as it is now.
-            part.unlink(missing_ok=True)
+        is_complete = await transport.run(_prepare_part, part, sha256)
         etag = None if sha256 is None else f'"{sha256}"'
-        is_complete = sha256 is not None and part.exists() and _hash(part) == sha256
         while not is_complete:
             n_bytes = _size(part)
             is_complete, etag = await _continue_download(connection, path, part, query, etag, progress)
@@ -108,16 +125,30 @@ async def download_file(
                 if (delay := retries.next_delay()) is None:
                     message = f"The download of {target.name} was interrupted after {_size(part):,} bytes."
                     raise ServerUnreachable(message, "Repeat it: it continues where it was.")
-                await connection.transport.sleep(delay)
-        if sha256 is not None and _hash(part) != sha256:
-            part.unlink()
-            raise DownloadDamaged(
-                f"The downloaded file {target.name} differs from its hash, {sha256}.", "Repeat the download."
-            )
-        part.replace(target)
+                await transport.sleep(delay)
+        await transport.run(_publish, part, target, sha256)
     except OSError as error:
         raise FileUnreadable(f"The file {target} cannot be written: {error.strerror}.") from error
     return target
+
+
+def _prepare_part(part: Path, sha256: str | None) -> bool:
+    """Make room for the part of a download; return whether it is complete."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if sha256 is None:
+        # Nothing shows whether it is a part of the file as it is now.
+        part.unlink(missing_ok=True)
+        return False
+    return part.exists() and _hash(part) == sha256
+
+
+def _publish(part: Path, target: Path, sha256: str | None) -> None:
+    if sha256 is not None and _hash(part) != sha256:
+        part.unlink()
+        raise DownloadDamaged(
+            f"The downloaded file {target.name} differs from its hash, {sha256}.", "Repeat the download."
+        )
+    part.replace(target)
 
 
 async def download_archive(
@@ -129,6 +160,11 @@ async def download_archive(
         raise FileUnreadable(f"{folder} exists and is not an empty folder.", "Name another folder.")
     archive = place.with_name(place.name + ".tar")
     await download_file(connection, path, archive, query=query, progress=progress)
+    await connection.transport.run(_unpack, archive, place)
+    return folder
+
+
+def _unpack(archive: Path, place: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{place.name}.unpacking-") as temporary:
             with tarfile.open(archive) as tar:
@@ -139,7 +175,6 @@ async def download_archive(
         raise FileUnreadable(f"The archive {archive} cannot be unpacked: {error}.") from error
     finally:
         archive.unlink(missing_ok=True)
-    return folder
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
@@ -198,18 +233,24 @@ async def _write_body(
 ) -> None:
     length = response.headers.get("content-length")
     total = start + int(length) if length is not None else None
-    done = start
-    with part.open("r+b" if start else "wb") as file:
+    done, transport = start, connection.transport
+    # Unbuffered: closing it writes nothing, and what has arrived is in the file after an interruption.
+    with await transport.run(partial(part.open, "r+b" if start else "wb", buffering=0)) as file:
         file.seek(start)
-        async with aclosing(connection.transport.chunks(response)) as chunks:
+        async with aclosing(transport.chunks(response)) as chunks:
             async for chunk in chunks:
-                file.write(chunk)
+                await transport.run(_write_all, file, chunk)
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
         file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+        await transport.run(os.fsync, file.fileno())
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _size(path: Path) -> int:

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol, TypeVar
 
+import anyio.to_thread
 import httpx2
 
 CHUNK_BYTES = 1 << 18
 MAX_EVENT_BYTES = 64 << 20
+
+Value = TypeVar("Value")
 
 
 class Transport(Protocol):
@@ -34,6 +37,10 @@ class Transport(Protocol):
 
     def events(self, response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
         """Yield the server-sent events of a streamed response."""
+        ...
+
+    async def run(self, function: Callable[..., Value], *arguments: Any) -> Value:
+        """Return the result of a function that reads or writes files, while other work continues."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -71,6 +78,9 @@ class BlockingTransport:
         for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
             yield event
 
+    async def run(self, function: Callable[..., Value], *arguments: Any) -> Value:
+        return function(*arguments)
+
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
@@ -102,6 +112,9 @@ class ConcurrentTransport:
     async def events(self, response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
         async for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
             yield event
+
+    async def run(self, function: Callable[..., Value], *arguments: Any) -> Value:
+        return await anyio.to_thread.run_sync(function, *arguments)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

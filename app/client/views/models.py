@@ -77,7 +77,8 @@ class RemoteModel(RemoteObject[Mode]):
         total, done = sum(file.size_bytes for file in files), 0
         for file in files:
             target = resolve_inside(folder, file.path)
-            if not has_content(target, file.size_bytes, file.sha256):
+            is_there = partial(has_content, target, file.size_bytes, file.sha256)
+            if not await self._connection.transport.run(is_there):
                 await download_file(
                     self._connection,
                     f"/models/{self.id}/files/{file.path}",

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def test_lines_of_json_keep_their_numbers(tmp_path: Path) -> None:
     repaired = repair_file(path, tmp_path / "new.jsonl", changes)
     assert list(repaired.removed) == [2, 3]
     assert check_file(repaired.path).valid_row_count == 2
+
+
+def test_a_large_file_is_repaired_in_little_memory(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(f'{{"prompt": "{n}", "completion": "{"a" * 2500}"}}\n' for n in range(4000)))
+    tracemalloc.start()
+    repaired = repair_file(source, tmp_path / "new.jsonl", Changes(remove_rows=[7], remove_duplicates=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert repaired.rows == 3999 and peak < source.stat().st_size / 3
 
 
 def test_no_value_is_changed_silently(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Downloads from a server that has one file of a model, under the name that a test gives it."""
 
+import asyncio
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from app.client import Client, ServiceFailure
-from app.client.api.files import FileUnreadable
+from app.client import AsyncClient, Client, ServiceFailure
+from app.client.api.files import FileUnreadable, UploadedForm
+from app.client.api.transport import ConcurrentTransport
 from app.client.views.models import RemoteModel
 from app.client.views.runs import resolve_target
 
@@ -90,3 +93,40 @@ def test_another_program_at_the_address_is_named(model: RemoteModel[Any]) -> Non
         pytest.raises(ServiceFailure, match="check the"),
     ):
         client.whoami()
+
+
+def test_the_event_loop_continues_while_a_form_is_read(tmp_path: Path) -> None:
+    is_free = threading.Event()
+
+    def read_slowly() -> Iterator[bytes]:
+        assert is_free.wait(10), "the event loop waits for the file"
+        yield from (b"row ", b"by row")
+
+    async def send() -> list[bytes]:
+        asyncio.get_running_loop().call_soon(is_free.set)
+        with (tmp_path / "rows").open("wb") as file:
+            form = UploadedForm(read_slowly(), file, None, ConcurrentTransport())
+            return [block async for block in form]
+
+    assert asyncio.run(send()) == [b"row by row"]
+
+
+def test_an_asynchronous_download_opens_no_file_in_the_event_loop(
+    model: RemoteModel[Any], tmp_path: Path
+) -> None:
+    opened: list[bool] = []
+
+    def note_open(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).startswith(str(tmp_path)):
+            opened.append(threading.current_thread() is threading.main_thread())
+
+    async def download() -> None:
+        async with AsyncClient(model._connection.address.url) as client:
+            same = RemoteModel[Any].model_validate(MODEL, context=client.connection)
+            await RemoteModel.download.function(same, tmp_path)
+
+    sys.addaudithook(note_open)
+    asyncio.run(download())
+    assert (tmp_path / OneModel.file_name).read_bytes() == WEIGHTS
+    # That of this test is the last one.
+    assert len(opened) >= 3 and opened == [False] * (len(opened) - 1) + [True]
