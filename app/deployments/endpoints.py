@@ -1,5 +1,6 @@
 """Deployments over HTTP."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query
@@ -9,6 +10,7 @@ from app.deployments.schemas import CREATE_EXAMPLES, DeploymentCreate, Deploymen
 from app.http.auth import CallerDependency, require_inference
 from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
+from app.idempotency.creation import Creation
 from app.storage.database import ReadSession, WriteSession
 from app.tables import DeploymentStatus
 
@@ -24,12 +26,13 @@ DeploymentId = Annotated[str, Path(description="Id of the deployment, `deploymen
 
 @router.post("", status_code=201)
 def create_deployment(
-    session: WriteSession,
     caller: CallerDependency,
     body: Annotated[DeploymentCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    creation: Creation,
 ) -> DeploymentView:
     """Keep a model ready under a name; a deployment with that name serves until the new one is ready."""
-    return service.view_deployment(session, service.create_deployment(session, body, caller.key_id))
+    deployment_id = creation.once(partial(service.submit_deployment, body, caller.key_id))
+    return service.read_deployment(deployment_id)
 
 
 @router.get("")

@@ -11,11 +11,13 @@ from app.deployments.schemas import DeploymentCreate, DeploymentView, deployment
 from app.deployments.waiting import explain_unclaimed
 from app.http.errors import Conflict, NotFound, field_error
 from app.http.paging import PageQuery, paginate_newest_first
+from app.idempotency.creation import Record
 from app.keys.limits import check_names
 from app.models import references
 from app.models.deployed_model import check_deployed_model
 from app.models.templates import check_template
 from app.settings import get_settings
+from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, current_status
 from app.workers import service as workers
 from app.workers.queue_choice import QueueChooser
@@ -50,6 +52,20 @@ def create_deployment(session: Session, body: DeploymentCreate, key_id: str) -> 
     chooser = QueueChooser(session, get_settings(), workers.AliveWorkers(get_settings()))
     queue = body.queue or chooser.choose(StageKind.deploy, body.engine.suitable_queues).queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
+
+
+def submit_deployment(body: DeploymentCreate, key_id: str, record: Record) -> str:
+    """Commit a deployment together with what `record` stores of its id; return the id."""
+    with transaction() as session:
+        deployment = create_deployment(session, body, key_id)
+        record(session, deployment.id)
+        return deployment.id
+
+
+def read_deployment(deployment_id: str) -> DeploymentView:
+    """Return a deployment as it is stored; raises DeploymentNotFound."""
+    with read_session() as session:
+        return view_deployment(session, get_deployment(session, deployment_id))
 
 
 def _check_options(body: DeploymentCreate) -> None:

@@ -107,8 +107,10 @@ UploadCreation = Annotated[RepeatableUpload, Depends(get_repeatable_upload)]
 
 
 async def get_repeatable_request(request: Request, upload: UploadCreation) -> RepeatableRequest:
-    """Return the request as it may be repeated; its body is compared byte by byte."""
-    return upload(hashlib.sha256(await request.body()).hexdigest())
+    """Return the request as it may be repeated; its body and its query are compared byte by byte."""
+    content = hashlib.sha256(await request.body())
+    content.update(request.scope["query_string"])
+    return upload(content.hexdigest())
 
 
 Creation = Annotated[RepeatableRequest, Depends(get_repeatable_request)]

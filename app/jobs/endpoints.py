@@ -10,6 +10,7 @@ from pydantic import Field
 
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
+from app.idempotency.creation import Creation
 from app.jobs import actions, listing, preflight, service, stream
 from app.jobs.examples import JOB_EXAMPLES, PREFLIGHT_EXAMPLES
 from app.jobs.schemas import (
@@ -84,13 +85,14 @@ def dry_run_job(spec: Spec, session: ReadSession, caller: CallerDependency) -> D
 @router.post("/preflight", status_code=201)
 def create_preflight(
     spec: Annotated[JobCreate, Body(openapi_examples=PREFLIGHT_EXAMPLES)],
-    session: WriteSession,
     caller: CallerDependency,
     options: Annotated[PreflightOptions, Query()],
+    creation: Creation,
 ) -> PreflightView:
     """Queue short runs that check the data, settings and memory of a job's training stages."""
-    job, skipped = preflight.create_preflight(session, get_settings(), spec, options, caller.key_id)
-    return PreflightView(job=service.view_job(session, get_settings(), job), skipped=skipped)
+    settings = get_settings()
+    job_id = creation.once(partial(preflight.submit_preflight, settings, spec, options, caller.key_id))
+    return preflight.read_preflight(settings, job_id, spec, options)
 
 
 @router.get("")

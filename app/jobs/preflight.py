@@ -7,13 +7,15 @@ from typing import Literal, get_args
 from sqlmodel import Session
 
 from app.http.errors import UnprocessableContent
+from app.idempotency.creation import Record
 from app.jobs import service
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.resolve import resolve_stages
 from app.jobs.row_checks import check_scored_rows
-from app.jobs.schemas import JobCreate, PreflightOptions, SkippedStageView
+from app.jobs.schemas import JobCreate, PreflightOptions, PreflightView, SkippedStageView
 from app.models.templates import check_stage_templates
 from app.settings import Settings
+from app.storage.database import read_session, transaction
 from app.tables import Job, Worker
 from app.workers import service as workers
 from app.workers.capable import filter_capable_workers
@@ -70,19 +72,10 @@ def create_preflight(
     tokenizer, template and size are the same. Returns the job and the skipped stages. Raises the errors of
     `resolve_stages`, TemplateUnusable and NothingToCheck.
     """
-    # A sweep is checked once, with the values of the stage itself.
-    stages = [
-        stage.model_copy(update={"sweep": None}) if isinstance(stage, ValidatedTrainingConfig) else stage
-        for stage in spec.stages
-    ]
-    spec = spec.model_copy(update={"stages": stages, "host": None})
-    check_stage_templates(spec.stages)
-    check_scored_rows(spec.stages)
-    draft = _Draft()
-    alive = workers.AliveWorkers(settings)
-    for stage in resolve_stages(session, spec, settings, alive):
-        slots = count_free_slots(session, alive.read(session))
-        _add(draft, stage, alive.read(session), slots, options)
+    stages = _without_sweeps(spec)
+    check_stage_templates(stages)
+    check_scored_rows(stages)
+    draft = _draft_checks(session, settings, spec, options)
     if not any(isinstance(stage, PreflightConfig) for stage in draft.stages):
         reasons = "".join(f" {skipped.stage}: {skipped.reason}" for skipped in draft.skipped)
         raise NothingToCheck(
@@ -98,6 +91,42 @@ def create_preflight(
     )
     job, _ = service.create_job(session, settings, preflight_spec, created_by, None)
     return job, draft.skipped
+
+
+def submit_preflight(
+    settings: Settings, spec: JobCreate, options: PreflightOptions, created_by: str, record: Record
+) -> str:
+    """Commit the job of a preflight together with what `record` stores of its id; return the id."""
+    with transaction() as session:
+        job, _ = create_preflight(session, settings, spec, options, created_by)
+        record(session, job.id)
+        return job.id
+
+
+def read_preflight(
+    settings: Settings, job_id: str, spec: JobCreate, options: PreflightOptions
+) -> PreflightView:
+    """Return the stored job of a preflight, with the stages of the spec that it skips."""
+    with read_session() as session:
+        job = service.view_job(session, settings, service.get_job(session, job_id))
+        return PreflightView(job=job, skipped=_draft_checks(session, settings, spec, options).skipped)
+
+
+def _draft_checks(session: Session, settings: Settings, spec: JobCreate, options: PreflightOptions) -> _Draft:
+    draft, alive = _Draft(), workers.AliveWorkers(settings)
+    checked = spec.model_copy(update={"stages": _without_sweeps(spec), "host": None})
+    for stage in resolve_stages(session, checked, settings, alive):
+        slots = count_free_slots(session, alive.read(session))
+        _add(draft, stage, alive.read(session), slots, options)
+    return draft
+
+
+def _without_sweeps(spec: JobCreate) -> list[AnyStage]:
+    """Return the stages: a sweep is checked once, with the values of the stage itself."""
+    return [
+        stage.model_copy(update={"sweep": None}) if isinstance(stage, ValidatedTrainingConfig) else stage
+        for stage in spec.stages
+    ]
 
 
 def _add(

@@ -72,7 +72,7 @@ async def upload_file(
     retries, transport = connection.retries(), connection.transport
     while True:
         try:
-            with await transport.run(file.open, "rb") as content:
+            with await transport.run(partial(file.open, "rb")) as content:
                 request = connection.build(
                     "POST",
                     API + path,

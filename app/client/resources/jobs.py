@@ -63,6 +63,7 @@ class Jobs(Collection[Mode]):
             Preflight[Mode],
             body,
             query={"probe_steps": probe_steps, "price_per_hour": price_per_hour},
+            idempotency_key=new_idempotency_key(),
         )
 
     @Operation

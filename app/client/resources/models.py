@@ -58,10 +58,16 @@ class Deployments(Collection[Mode]):
     """The deployments of the service."""
 
     @Operation
-    async def create(self, /, name: str, model: str, **fields: Any) -> RemoteDeployment[Mode]:
-        """Keep a model ready under a name; `fields` are those of the API, such as `engine`."""
+    async def create(
+        self, /, name: str, model: str, *, idempotency_key: str | None = None, **fields: Any
+    ) -> RemoteDeployment[Mode]:
+        """Keep a model ready under a name; `fields` are those of the API, such as `engine`.
+
+        A request whose response is lost is repeated with its idempotency key, and creates one deployment.
+        """
         body = as_json({"name": name, "model": model, **fields})
-        return await self._connection.post("/deployments", RemoteDeployment[Mode], body)
+        key = idempotency_key or new_idempotency_key()
+        return await self._connection.post("/deployments", RemoteDeployment[Mode], body, idempotency_key=key)
 
     @Operation
     async def get(self, deployment_id: str) -> RemoteDeployment[Mode]:

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,26 @@ def test_an_invalid_field_is_an_error_with_its_place(client: Client) -> None:
     assert [each["field"] for each in raised.value.fields] == ["stages.0.splt"]
 
 
-def test_a_request_whose_response_is_lost_creates_one_job(service: tuple[Path, str]) -> None:
+CREATIONS: dict[str, Callable[[Client], str]] = {
+    "job WHERE name = 'once'": lambda client: client.jobs.create(name="once", stages=[PREPARE]).id,
+    "deployment WHERE name = 'once'": lambda client: client.deployments.create("once", "org/none").id,
+    "job WHERE name = 'preflight of once'": lambda client: (
+        client.jobs.preflight(
+            name="once", stages=[{"stage": "sft", "base": "org/none", "dataset": "rows"}]
+        ).job.id
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", CREATIONS)
+def test_a_request_whose_response_is_lost_creates_one_object(service: tuple[Path, str], rows: str) -> None:
     folder, url = service
     database = sqlite3.connect(folder / "tunesmith.db", check_same_thread=False)
     with closing(database), Client(url, timeout=0.5) as client:
         database.execute("BEGIN IMMEDIATE")
         threading.Timer(1.5, database.rollback).start()
-        job = client.jobs.create(name="once", stages=[PREPARE])
-    assert read_all(folder, "SELECT id FROM job WHERE name = 'once'") == [(job.id,)]
+        created = CREATIONS[rows](client)
+    assert read_all(folder, f"SELECT id FROM {rows}") == [(created,)]
 
 
 def test_waiting_ends_in_time_or_by_ctrl_c_and_leaves_the_job(

@@ -531,3 +531,16 @@ def test_only_kernels_that_the_operator_allows_are_run(
     assert post(allowed / "fast").status_code == 201
     for outside in (allowed / "link", allowed / ".." / "other", allowed, Path("fast")):
         assert "TUNESMITH_KERNEL_ROOTS" in post(outside).text
+
+
+def test_a_repeated_preflight_is_one_job_and_other_options_need_another_key(
+    client: TestClient, rows: Dataset
+) -> None:
+    def send(steps: int) -> Any:
+        headers = {"Idempotency-Key": "once"}
+        path = f"/api/v1/jobs/preflight?probe_steps={steps}"
+        return client.post(path, json=spec(SFT, EVALUATE), headers=headers)
+
+    first, second = send(5).json(), send(5).json()
+    assert first["job"]["id"] == second["job"]["id"] and first["skipped"] == second["skipped"]
+    assert (send(6).status_code, send(6).json()["error"]["code"]) == (409, "idempotency_key_reused")
