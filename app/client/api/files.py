@@ -57,6 +57,10 @@ class UploadedForm(httpx2.SyncByteStream, httpx2.AsyncByteStream):
             self._progress(self._file.tell(), self._size)
 
 
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
 def _join_next(chunks: Iterator[bytes]) -> bytes:
     return b"".join(islice(chunks, CHUNKS_AT_ONCE))
 
@@ -72,7 +76,7 @@ async def upload_file(
     retries, transport = connection.retries(), connection.transport
     while True:
         try:
-            with await transport.run(partial(file.open, "rb")) as content:
+            with await transport.run(_open, file) as content:
                 request = connection.build(
                     "POST",
                     API + path,
