@@ -7,7 +7,8 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.aliases.changes import create_alias, find_version, write_targets
-from app.aliases.schemas import AliasTargetView, AliasUpdate, AliasView
+from app.aliases.promotions import list_others, shift_targets
+from app.aliases.schemas import AliasTarget, AliasTargetView, AliasUpdate, AliasView
 from app.aliases.targets import find_name_holders
 from app.deployments.lifecycle import LIVE
 from app.http.errors import Conflict, NotFound, field_error
@@ -21,6 +22,21 @@ from trainers.runtime.error_codes import ErrorCode
 def update_alias(session: Session, name: str, body: AliasUpdate, changed_by: str | None) -> Alias:
     """Create an alias or change its targets; raise NameIsDeployment or TargetNotReady."""
     return _set_targets(session, name, [target.model_dump() for target in body.targets], changed_by)
+
+
+def give_share(session: Session, name: str, deployment: str, share: float, changed_by: str | None) -> Alias:
+    """Give a deployment a share of an alias's requests; the other targets keep their proportions.
+
+    Raises AliasNotFound, UnprocessableContent, and the errors of `update_alias`.
+    """
+    alias = get_alias(session, name)
+    if not list_others(alias.targets, deployment) and share < 1:
+        raise field_error(
+            "deployment",
+            f"The alias {name!r} routes to {deployment!r} alone: give a share to another deployment.",
+        )
+    targets = [AliasTarget(**each) for each in shift_targets(alias.targets, deployment, share)]
+    return update_alias(session, name, AliasUpdate(targets=targets), changed_by)
 
 
 class NothingToRestore(Conflict):

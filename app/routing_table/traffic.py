@@ -39,6 +39,18 @@ def read_traffic(session: Session, promotion: Promotion) -> dict[int, dict[str, 
     return found
 
 
+def sum_traffic(session: Session, promotion: Promotion) -> tuple[TrafficCounts, TrafficCounts]:
+    """Return the requests to the new deployment in this step, and those to the present ones in all steps."""
+    candidate, present = TrafficCounts(), TrafficCounts()
+    for version, counts in read_traffic(session, promotion).items():
+        for deployment_id, count in counts.items():
+            if deployment_id != promotion.deployment_id:
+                present.add(count)
+            elif version == promotion.version:
+                candidate.add(count)
+    return candidate, present
+
+
 def _replace(session: Session, row: dict[str, Any]) -> None:
     key = [
         col(AliasTraffic.alias) == row["alias"],

@@ -22,6 +22,6 @@ NAVIGATION = (
     NavigationItem("/comparisons", "comparisons", others=("/compare",)),
     NavigationItem("/models", "models"),
     NavigationItem("/chat", "chat"),
-    NavigationItem("/deployments", "deployments"),
+    NavigationItem("/deployments", "deployments", others=("/aliases",)),
     NavigationItem("/batches", "openai_api", others=("/fine-tuning",)),
 )

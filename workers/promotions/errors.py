@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.promotions.decision import Assessment, ConditionState, StepOutcome, count_requests
 from app.tables import Promotion
 from serving.gateway.traffic.counts import TrafficCounts
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-from workers.promotions.decision import Assessment, ConditionState, StepOutcome, count_requests
 
 
 class PromotionRolledBack(TunesmithError):

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.aliases.targets import find_name_holders
 from app.deployments import lifecycle as deployments
+from app.promotions.decision import Assessment, ConditionState
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import DeploymentStatus, Run
@@ -30,7 +31,6 @@ from workers.inputs.datasets import fetch_dataset, find_dataset
 from workers.inputs.errors import STORE_HINT, InputUnreadable
 from workers.inputs.served_models import DeploymentUse, served_model_environment
 from workers.outputs.token_use import TokenUseFollower
-from workers.promotions.decision import Assessment, ConditionState
 from workers.runs import results
 from workers.runs.complete import publish_files
 

@@ -7,12 +7,12 @@ from sqlmodel import Session, select
 
 from app.aliases.changes import find_version
 from app.aliases.promotions import check_unmoved, find_promotion, list_others
-from app.routing_table.traffic import read_traffic
+from app.promotions.decision import Assessment, ConditionState
+from app.routing_table.traffic import sum_traffic
 from app.runs.lifecycle import StaleAttempt
 from app.storage.database import database_now, read_session
 from app.tables import Deployment, DeploymentStatus, Promotion, Run, RunStatus
 from serving.gateway.traffic.counts import TrafficCounts
-from workers.promotions.decision import Assessment, ConditionState
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_snapshot(run: Run) -> StepSnapshot:
         if current.status is RunStatus.running:
             check_unmoved(session, promotion, lock=False)
         now: datetime = session.exec(select(database_now())).one()
-        candidate, present = _sum_traffic(session, promotion)
+        candidate, present = sum_traffic(session, promotion)
         return StepSnapshot(
             status=current.status,
             promotion=promotion,
@@ -56,17 +56,6 @@ def read_snapshot(run: Run) -> StepSnapshot:
             present_deployment=_find_present(session, promotion),
             failure=_find_failure(session, promotion),
         )
-
-
-def _sum_traffic(session: Session, promotion: Promotion) -> tuple[TrafficCounts, TrafficCounts]:
-    candidate, present = TrafficCounts(), TrafficCounts()
-    for version, counts in read_traffic(session, promotion).items():
-        for deployment_id, count in counts.items():
-            if deployment_id != promotion.deployment_id:
-                present.add(count)
-            elif version == promotion.version:
-                candidate.add(count)
-    return candidate, present
 
 
 def _find_present(session: Session, promotion: Promotion) -> str:

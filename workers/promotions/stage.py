@@ -18,6 +18,14 @@ from app.aliases.promotions import (
     end_promotion,
     find_promotion,
 )
+from app.promotions.decision import (
+    Assessment,
+    StepOutcome,
+    assess,
+    count_requests,
+    decide_step,
+    describe_measurement,
+)
 from app.runs import lifecycle
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent
 from app.runs.lifecycle import StaleAttempt
@@ -29,14 +37,6 @@ from trainers.configs.stages.serving.promote import FailureAction, UndecidedActi
 from trainers.runtime.errors import TunesmithError
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
-from workers.promotions.decision import (
-    Assessment,
-    StepOutcome,
-    assess,
-    count_requests,
-    decide_step,
-    describe_measurement,
-)
 from workers.promotions.errors import (
     PromotionRolledBack,
     PromotionStopped,

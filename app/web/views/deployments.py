@@ -1,19 +1,21 @@
-"""Deployments and the aliases that route to them: what they do now, and what can be done with them."""
+"""Deployments, with the aliases that route to them: what they do now, and what can be done with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import Depends, Form, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from sqlmodel import Session
 
 from app.aliases import service as aliases
-from app.aliases.schemas import AliasTarget, AliasUpdate, AliasView
-from app.aliases.targets import list_all_aliases
+from app.aliases.schemas import AliasView
+from app.aliases.targets import find_name_holders, list_all_aliases
 from app.deployments import service
 from app.deployments.actions import DeploymentAction, DeploymentActionState, list_deployment_actions
 from app.deployments.schemas import DeploymentView
 from app.http.paging import PageQuery
+from app.promotions.schemas import PromotionView
+from app.promotions.service import list_unfinished_promotions
 from app.storage.database import ReadSession, WriteSession
 from app.tables import DeploymentStatus, Scope
 from app.web.live import LiveView, Parts, Version, stream_view
@@ -23,12 +25,11 @@ from app.web.visitor import CurrentVisitor, Visitor, view_router
 from app.workers.names import name_workers
 
 PARTS = "deployments/parts.jinja"
+ALIASES = "aliases/parts.jinja"
 
 router = view_router()
 
 DeploymentId = Annotated[str, Path(pattern=r"^deployment_[0-9a-z]{1,40}$")]
-AliasName = Annotated[str, Path(max_length=100)]
-NameText = Annotated[str, Form(max_length=100)]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class DeploymentList:
 
     deployments: Sequence[DeploymentView]
     aliases: Sequence[AliasView]
+    promotions: Sequence[PromotionView]
+    """Those that have not ended."""
+    names: Sequence[str]
+    """Names to which an alias can route."""
     next: str | None
 
 
@@ -56,6 +61,7 @@ class DeploymentDetails:
     deployment: DeploymentView
     actions: Sequence[DeploymentActionState]
     aliases: Sequence[AliasView]
+    promotions: Sequence[PromotionView]
     workers: dict[str, str]
 
 
@@ -128,37 +134,27 @@ def act_on_deployment(
     return go_to(request, f"/deployments/{deployment_id}")
 
 
-@router.post("/aliases/{name}/promote")
-def promote(
-    request: Request, session: WriteSession, visitor: CurrentVisitor, name: AliasName, deployment: NameText
-) -> Response:
-    """Route all requests of an alias to one deployment."""
-    assert visitor.caller is not None
-    body = AliasUpdate(targets=[AliasTarget(deployment=deployment, share=1.0)])
-    aliases.update_alias(session, name, body, visitor.caller.key_id or None)
-    return go_to(request, "/deployments")
-
-
-@router.post("/aliases/{name}/rollback")
-def roll_back(request: Request, session: WriteSession, visitor: CurrentVisitor, name: AliasName) -> Response:
-    """Restore the targets that an alias had before its last change."""
-    assert visitor.caller is not None
-    aliases.roll_back_alias(session, name, None, visitor.caller.key_id or None)
-    return go_to(request, "/deployments")
-
-
 def _list_view(filters: DeploymentQuery) -> LiveView[DeploymentList]:
     def load(session: Session) -> DeploymentList:
         status = DeploymentStatus(filters.status) if filters.status else None
         page = PageQuery(after=filters.after)
         found, after = service.list_deployments(session, page, status, filters.name or None)
         views = [service.view_deployment(session, row) for row in found]
-        return DeploymentList(views, aliases.view_aliases(session, list_all_aliases(session)), after)
+        return DeploymentList(
+            deployments=views,
+            aliases=aliases.view_aliases(session, list_all_aliases(session)),
+            promotions=list_unfinished_promotions(session),
+            names=sorted(find_name_holders(session)),
+            next=after,
+        )
 
     def render(state: DeploymentList, visitor: Visitor) -> Parts:
         language = visitor.language
         rows = {f"row-{each.id}": render_macro(language, PARTS, "row", each) for each in state.deployments}
-        parts = {"aliases": render_macro(language, PARTS, "alias_list", state.aliases, visitor)}
+        parts = {
+            "aliases": render_macro(language, ALIASES, "boxes", state.aliases, state.promotions, visitor),
+            "alias-names": render_macro(language, ALIASES, "name_options", "alias-names", state.names),
+        }
         empty = render_macro(language, PARTS, "empty_row", filters)
         return Parts(parts=parts, rows=rows, table="deployments", empty=empty)
 
@@ -172,14 +168,15 @@ def _page_view(deployment_id: str) -> LiveView[DeploymentDetails]:
         found = aliases.view_aliases(session, list_all_aliases(session))
         routed = [each for each in found if any(target.deployment == row.name for target in each.targets)]
         workers = name_workers(session, [view.worker_id])
-        return DeploymentDetails(view, list_deployment_actions(row), routed, workers)
+        promotions = list_unfinished_promotions(session)
+        return DeploymentDetails(view, list_deployment_actions(row), routed, promotions, workers)
 
     def render(state: DeploymentDetails, visitor: Visitor) -> Parts:
         language = visitor.language
         parts = {
             "deployment-head": render_macro(language, PARTS, "head", state, visitor),
             "deployment-facts": render_macro(language, PARTS, "facts", state),
-            "aliases": render_macro(language, PARTS, "alias_list", state.aliases, visitor),
+            "aliases": render_macro(language, ALIASES, "boxes", state.aliases, state.promotions, visitor),
         }
         return Parts(parts=parts)
 

@@ -27,8 +27,8 @@ def test_each_state_is_explained(browser: Browser) -> None:
 def test_an_alias_is_promoted_and_rolled_back(browser: Browser) -> None:
     add_shown_deployments()
     assert "<b>90 %</b>" in browser.get("/deployments").text
-    promoted = browser.post("/aliases/news/promote", page="/deployments", deployment="news-v2")
-    assert (promoted.status_code, promoted.headers["location"]) == (303, "/deployments")
+    promoted = browser.post("/aliases/news/share", page="/deployments", deployment="news-v2", percent="100")
+    assert (promoted.status_code, promoted.headers["location"]) == (303, "/aliases/news")
     assert "<b>100 %</b>" in browser.get("/deployments").text
     assert browser.post("/aliases/news/rollback", page="/deployments").status_code == 303
     assert "<b>90 %</b>" in browser.get("/deployments").text

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from app.promotions.decision import ConditionState, StepOutcome, assess, decide_step
 from serving.gateway.traffic.counts import TrafficCounts, find_bucket
 from trainers.configs.stages.serving.promote import PromotionConditions, PromotionStep
-from workers.promotions.decision import ConditionState, StepOutcome, assess, decide_step
 
 STEP = PromotionStep(share=0.1, min_seconds=10, min_requests=50, max_seconds=100)
 NONE = TrafficCounts()

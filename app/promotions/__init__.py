@@ -1,0 +1,1 @@
+"""Promotions: starting, measuring, reading and aborting them; a worker carries them out."""

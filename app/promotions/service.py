@@ -1,0 +1,154 @@
+"""Reading and aborting promotions, which are runs of the stage `promote`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from app.aliases.promotions import list_others
+from app.aliases.targets import find_name_holders
+from app.http.errors import NotFound
+from app.jobs import actions
+from app.promotions.decision import assess, describe_measurement
+from app.promotions.schemas import PromotionStepState, PromotionStepView, PromotionView
+from app.routing_table.traffic import sum_traffic
+from app.storage.database import json_text
+from app.tables import FINISHED, Alias, Deployment, Promotion, PromotionStatus, Run, RunStatus
+from trainers.configs import StageKind
+from trainers.configs.stages.serving.promote import PromotionConditions
+from trainers.runtime.error_codes import ErrorCode
+
+MAX_LISTED = 10
+MAX_UNFINISHED = 50
+
+
+class PromotionNotFound(NotFound):
+    """The alias has no promotion of this run."""
+
+    code = ErrorCode.run_not_found
+
+
+def list_promotions(session: Session, alias: str) -> list[PromotionView]:
+    """Return the newest promotions of an alias, also those whose runs have not started."""
+    statement = _select_runs().where(json_text(col(Run.config), "alias") == alias).limit(MAX_LISTED)
+    return _view_runs(session, session.scalars(statement).all())
+
+
+def list_unfinished_promotions(session: Session) -> list[PromotionView]:
+    """Return the promotions of all aliases that have not ended, the newest first."""
+    statement = _select_runs().where(col(Run.status).not_in(FINISHED)).limit(MAX_UNFINISHED)
+    return _view_runs(session, session.scalars(statement).all())
+
+
+def abort_promotion(session: Session, alias: str, run_id: str) -> None:
+    """Cancel the job of a promotion; the alias gets the targets from before its first step.
+
+    Raises PromotionNotFound, and JobStatusConflict if the job has ended.
+    """
+    run = session.get(Run, run_id)
+    if run is None or run.stage is not StageKind.promote or run.config.get("alias") != alias:
+        raise PromotionNotFound(
+            f"The run {run_id!r} is not a promotion of the alias {alias!r}.",
+            hint=f"GET /api/v1/aliases/{alias}/history names the runs that have moved it.",
+        )
+    actions.cancel(session, run.job_id)
+
+
+def list_candidates(session: Session, alias: Alias) -> list[Deployment]:
+    """Return the deployments that can be given a share of an alias's requests next to others.
+
+    Those that have the smallest share come first.
+    """
+    holders = find_name_holders(session)
+    shares = {each["deployment"]: each["share"] for each in alias.targets}
+    tasks = {holders[each["deployment"]].task for each in alias.targets if each["deployment"] in holders}
+    return [
+        holder
+        for name, holder in sorted(holders.items(), key=lambda each: (shares.get(each[0], 0), each[0]))
+        if list_others(alias.targets, name) and (not tasks or holder.task in tasks)
+    ]
+
+
+def _select_runs() -> Any:
+    return select(Run).where(col(Run.stage) == StageKind.promote).order_by(col(Run.id).desc())
+
+
+def _view_runs(session: Session, runs: Sequence[Run]) -> list[PromotionView]:
+    found = session.scalars(select(Promotion).where(col(Promotion.run_id).in_([run.id for run in runs])))
+    promotions = {promotion.run_id: promotion for promotion in found}
+    return [_view_run(session, run, promotions.get(run.id)) for run in runs]
+
+
+def _view_run(session: Session, run: Run, promotion: Promotion | None) -> PromotionView:
+    if promotion is not None and promotion.status is not PromotionStatus.active and not run.status.finished:
+        # Of an earlier attempt: a retry begins from the first step.
+        promotion = None
+    return PromotionView(
+        run_id=run.id,
+        job_id=run.job_id,
+        alias=run.config["alias"],
+        deployment=run.config["deployment"],
+        deployment_id=promotion.deployment_id if promotion is not None else None,
+        status=run.status,
+        outcome=promotion.status if promotion is not None else None,
+        steps=_view_steps(session, run, promotion),
+        error=run.error,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+    )
+
+
+def _view_steps(session: Session, run: Run, promotion: Promotion | None) -> list[PromotionStepView]:
+    ended, position = _list_ended(run, promotion), promotion.step if promotion is not None else None
+    views = []
+    for index, step in enumerate(run.config["steps"]):
+        common: dict[str, Any] = {
+            "share": step["share"],
+            "min_seconds": _resolve(run.config, step, "min_seconds"),
+            "min_requests": _resolve(run.config, step, "min_requests"),
+        }
+        if index < len(ended):
+            stopped = run.status is not RunStatus.succeeded and index == position
+            state = PromotionStepState.stopped if stopped else PromotionStepState.passed
+            view = PromotionStepView(
+                **common, state=state, measured=ended[index], conditions=ended[index].get("conditions", ())
+            )
+        elif promotion is not None and index == position:
+            view = _view_current(session, run, promotion, common)
+        else:
+            view = PromotionStepView(**common, state=PromotionStepState.planned)
+        views.append(view)
+    return views
+
+
+def _list_ended(run: Run, promotion: Promotion | None) -> list[Mapping[str, Any]]:
+    """Return what was measured in each step that has ended, the one that was stopped among them."""
+    if run.status is RunStatus.succeeded and run.result is not None:
+        return list(run.result["steps"])
+    if promotion is None:
+        return []
+    details = (run.error or {}).get("details") if run.status is RunStatus.failed else None
+    return [*promotion.steps, *([details] if details and "share" in details else [])]
+
+
+def _view_current(
+    session: Session, run: Run, promotion: Promotion, common: Mapping[str, Any]
+) -> PromotionStepView:
+    """Return the step that is served now, with the counts that gateways have reported until now."""
+    if promotion.status is not PromotionStatus.active:
+        return PromotionStepView(**common, state=PromotionStepState.stopped)
+    candidate, present = sum_traffic(session, promotion)
+    conditions = PromotionConditions.model_validate(run.config["conditions"])
+    return PromotionStepView(
+        **common,
+        state=PromotionStepState.current,
+        started_at=promotion.step_started_at,
+        measured=describe_measurement(candidate, present),
+        conditions=[each.as_dict() for each in assess(conditions, candidate, present)],
+    )
+
+
+def _resolve(config: Mapping[str, Any], step: Mapping[str, Any], name: str) -> Any:
+    return config[name] if step.get(name) is None else step[name]
