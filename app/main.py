@@ -145,9 +145,9 @@ def _include_api(app: FastAPI) -> None:
         webhooks,
         eval_imports,
     )
-    for noun in nouns:
+    for router in (*(noun.router for noun in nouns), workers.queue_router):
         checks = [Depends(require_by_method), Depends(check_query)]
-        app.include_router(noun.router, prefix=API_PREFIX, dependencies=checks)
+        app.include_router(router, prefix=API_PREFIX, dependencies=checks)
     # These routers state the scopes that they require. The query is checked after the key.
     for router in (
         deployments.gateways,

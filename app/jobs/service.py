@@ -42,6 +42,7 @@ from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id, new_row
 from app.workers import service as workers
 from app.workers.capable import filter_capable_workers
+from app.workers.waiting import explain_waiting
 from trainers.configs import AnyStage, StageKind
 from trainers.configs.backends.choice import describe_backend
 from trainers.configs.clouds.offers import HostSpec
@@ -225,7 +226,7 @@ def _view(
     needs: Needs,
     deleted_inputs: list[str],
 ) -> JobView:
-    waiting = workers.explain_waiting(session, alive, runs, needs)
+    waiting = explain_waiting(session, alive, runs, needs)
     needed = list_needed_names(runs, needs)
     members = list_shown_members(session, runs)
     views = [run_view(run, waiting.get(run.id), needed[run.id], members.get(run.id, [])) for run in runs]

@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.tables import Event, EventType, Run
 from app.tables.base import enum_type
 from app.workers import service as workers
+from app.workers.waiting import explain_waiting
 from trainers.runtime.error_codes import ErrorCode
 
 # Warnings in the view of a job; the events of a run contain all.
@@ -39,7 +40,7 @@ def view_run(session: Session, settings: Settings, run_id: str) -> RunView:
     run = get_run(session, run_id)
     runs_of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
     runs, needs = session.scalars(runs_of_job).all(), load_needs(session, run.job_id)
-    waiting = workers.explain_waiting(session, workers.AliveWorkers(settings), runs, needs).get(run.id)
+    waiting = explain_waiting(session, workers.AliveWorkers(settings), runs, needs).get(run.id)
     members = list_shown_members(session, [run]).get(run.id, [])
     return run_view(run, waiting, list_needed_names(runs, needs)[run.id], members)
 

@@ -15,6 +15,9 @@ from app.web.views.datasets import page as dataset_page
 from app.web.views.datasets import upload as dataset_upload
 from app.web.views.evaluations import listing as evaluation_list
 from app.web.views.evaluations import page as evaluation_page
+from app.web.views.hosts import clouds as cloud_hosts
+from app.web.views.hosts import overview as hosts
+from app.web.views.hosts import queue as host_queue
 from app.web.views.new_job import page as new_job
 from app.web.views.new_job import preflight as new_job_preflight
 from app.web.views.openai_api import batches, fine_tuning
@@ -43,6 +46,9 @@ VIEWS = (
     chat,
     deployments,
     aliases,
+    hosts,
+    host_queue,
+    cloud_hosts,
     keys,
     batches,
     fine_tuning,

@@ -24,4 +24,5 @@ NAVIGATION = (
     NavigationItem("/chat", "chat"),
     NavigationItem("/deployments", "deployments", others=("/aliases",)),
     NavigationItem("/batches", "openai_api", others=("/fine-tuning",)),
+    NavigationItem("/hosts", "hosts"),
 )

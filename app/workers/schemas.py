@@ -1,9 +1,12 @@
-"""Responses of the endpoint of workers."""
+"""Responses of the endpoints of workers and queues."""
 
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from app.runs.schemas import RunSummaryView
+from trainers.configs import Queue
 
 
 class WorkerView(BaseModel):
@@ -45,3 +48,21 @@ class WorkerView(BaseModel):
     started_at: datetime = Field(description="Time of the start.")
     last_seen_at: datetime | None = Field(description="Time of the last heartbeat.")
     stopped_at: datetime | None = Field(description="Time of the end; null if it has not stopped in order.")
+
+
+class QueueView(BaseModel):
+    """A queue: a kind of hardware, with what its live workers can hold and the runs for it."""
+
+    queue: Queue = Field(description="Kind of hardware.")
+    workers: int = Field(description="Live workers that serve it.")
+    slots: int = Field(description="Runs that its workers can hold at once; on `cuda`, their GPUs.")
+    free_slots: int = Field(description="Slots that nothing holds now.")
+    running: int = Field(description="Runs that a worker holds.")
+    waiting: int = Field(description="Queued runs that wait for nothing but a worker.")
+    later: int = Field(description="Queued runs that need an earlier stage of their job first.")
+
+
+class WaitingRunView(RunSummaryView):
+    """A run that waits for its queue."""
+
+    waiting_for: str | None = Field(description="What it waits for; null if it is about to start.")

@@ -1,31 +1,27 @@
-"""Workers: which are alive, what they hold, and what a queued run waits for."""
+"""Workers: which are alive, what they hold, and why none of them can take a run."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, select
+from sqlalchemy import ColumnElement, Select, and_, delete, select
 from sqlmodel import Session, col
 
-from app.hosts.waiting import explain_host_wait
 from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.runs.claimable import is_ahead_of, select_claimable
-from app.runs.graph import Needs
 from app.settings import Settings, get_settings
 from app.storage.database import database_now, read_session
-from app.tables import HELD, Deployment, DeploymentStatus, Run, RunNeed, RunStatus, Worker
-from app.workers.capable import explain_busy_nodes, explain_missing_nodes, filter_capable_workers
+from app.tables import HELD, Deployment, DeploymentStatus, Run, Worker
+from app.workers.capable import explain_missing_nodes, filter_capable_workers
 from app.workers.schemas import WorkerView
-from app.workers.slots import count_free_slots, count_gpus, select_held_nodes
+from app.workers.slots import count_gpus, select_held_nodes
 from trainers.configs import EngineKind, Queue, StageKind
 from trainers.configs.engines import split_capabilities
 from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
-MAX_COUNTED_AHEAD = 1000
 MAX_SHOWN_PROBLEMS = 10
 # How a worker gets each capability.
 ENGINE_HINT = (
@@ -114,10 +110,12 @@ def check_workers(workers: Sequence[Worker]) -> None:
 
 
 def list_workers(
-    session: Session, settings: Settings, paging: PageQuery, only_alive: bool
+    session: Session, settings: Settings, paging: PageQuery, only_alive: bool, stopped: bool = True
 ) -> tuple[Sequence[Worker], str | None]:
-    """Return a page of workers, newest first."""
+    """Return a page of workers, newest first, with or without those that have stopped in order."""
     statement = select(Worker).where(is_alive(settings)) if only_alive else select(Worker)
+    if not stopped:
+        statement = statement.where(col(Worker.stopped_at).is_(None))
     return paginate_newest_first(session, statement, col(Worker.id), paging)
 
 
@@ -208,83 +206,6 @@ def explain_missing_deployment_worker(session: Session, queue: Queue, engine: En
     """Return why no live worker can hold deployments of the engine on the queue, or None if one can."""
     alive = list_alive_workers(session, get_settings())
     return explain_missing_worker(alive, queue, StageKind.deploy, capability=engine.capability)
-
-
-def explain_waiting(
-    session: Session, alive: AliveWorkers, runs: Sequence[Run], needs: Needs
-) -> dict[str, str | None]:
-    """Return what each queued run of one job waits for, by the run's id; None if it is about to start."""
-    reasons: dict[str, str | None] = {}
-    queued = [run for run in runs if run.status is RunStatus.queued]
-    workers = alive.read(session) if queued else []
-    for run in queued:
-        reasons[run.id] = (
-            _explain_needs(runs, needs.get(run.id, ()))
-            or (explain_host_wait(session, run.job_id) if run.own_host else None)
-            or explain_missing_worker(
-                workers, run.queue, run.stage, run.device_count, run.capability, run.nodes
-            )
-            or _explain_disk_wait(run)
-            or _explain_retry_delay(session, run)
-            or _explain_busy_workers(session, run, workers)
-        )
-    return reasons
-
-
-def _explain_needs(runs: Sequence[Run], needs: Sequence[RunNeed]) -> str | None:
-    required = {need.needed_id: need.required_status for need in needs}
-    waiting = [
-        f"{run.name!r}, which is {run.status}"
-        for run in runs
-        if run.id in required and not required[run.id].allows(run.status)
-    ]
-    if not waiting:
-        return None
-    return f"Waits for the stage{'s' if len(waiting) > 1 else ''} {'; '.join(waiting)}."
-
-
-def _explain_disk_wait(run: Run) -> str | None:
-    if run.needed_disk_bytes is None:
-        return None
-    mebibytes = -(-run.needed_disk_bytes >> 20)
-    return f"Waits for a worker with {mebibytes} MiB of free disk space: the disk was full."
-
-
-def _explain_retry_delay(session: Session, run: Run) -> str | None:
-    if run.claimable_at is None:
-        return None
-    is_delayed = select(col(Run.claimable_at) > database_now()).where(col(Run.id) == run.id)
-    if session.scalar(is_delayed) is not True:
-        return None
-    earliest = run.claimable_at.isoformat(timespec="seconds")
-    count = "1 failure" if run.failure_count == 1 else f"{run.failure_count} failures"
-    return f"Retried at {earliest} or later, after {count} of the worker or its host."
-
-
-def _explain_busy_workers(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
-    capable = filter_capable_workers(workers, run.queue, run.stage, run.device_count, run.capability)
-    n_needed = run.device_count if run.queue is Queue.cuda else min(run.device_count, 1)
-    free = count_free_slots(session, workers)
-    if run.nodes > 1:
-        return explain_busy_nodes(workers, run, free)
-    most_free = max(free[worker.id][run.queue] for worker in capable)
-    if n_needed <= most_free:
-        return None
-    is_ahead = is_ahead_of(run.priority, run.id)
-    ahead = select_claimable([run.queue]).where(is_ahead).limit(MAX_COUNTED_AHEAD).subquery()
-    n_ahead = session.scalar(select(func.count()).select_from(ahead)) or 0
-    more = " or more" if n_ahead == MAX_COUNTED_AHEAD else ""
-    if most_free > 0:
-        needs = f"it needs {n_needed} GPUs"
-        busy = f"{needs}, and no worker on queue {run.queue} has more than {most_free} free"
-    elif len(capable) == 1:
-        busy = f"the only worker on queue {run.queue} is busy"
-    else:
-        busy = f"all {len(capable)} workers on queue {run.queue} are busy"
-    if n_ahead == 0:
-        return f"This run is the next one; {busy}."
-    runs = "1 run is" if n_ahead == 1 else f"{n_ahead}{more} runs are"
-    return f"{runs} ahead of this one; {busy}."
 
 
 def _load_assignments(session: Session, worker_ids: Sequence[str]) -> dict[str, WorkerAssignments]:

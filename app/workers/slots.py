@@ -30,6 +30,19 @@ def count_free_slots(session: Session, workers: Sequence[Worker]) -> FreeSlots:
     }
 
 
+def sum_slots(session: Session, workers: Sequence[Worker], queue: Queue) -> tuple[int, int]:
+    """Return the slots of all live workers of a queue, and how many of them are free; GPUs count once."""
+    serving = [worker for worker in workers if queue in worker.queues]
+    used = _count_used_slots(session, [worker.id for worker in workers]) if serving else Counter()
+    if queue is Queue.cuda:
+        groups = _group_by_host(workers).values()
+        n_gpus = sum(len(_list_gpu_ids(group)) for group in groups)
+        return n_gpus, sum(_count_free_gpus(group, used) for group in groups)
+    slots = [_count_slots(worker, queue) for worker in serving]
+    free = [max(0, n - used[worker.id, queue]) for n, worker in zip(slots, serving, strict=True)]
+    return sum(slots), sum(free)
+
+
 def count_gpus(worker: Worker) -> int:
     """Return the GPUs of the largest run that the worker can execute: it can use one MIG device at most."""
     gpus = worker.hardware.get("gpus", [])
@@ -79,13 +92,17 @@ def _group_by_host(workers: Iterable[Worker]) -> dict[str, list[Worker]]:
 
 
 def _count_free_gpus(workers: Sequence[Worker], used: Counter[tuple[str, Queue]]) -> int:
-    gpus = {
+    n_used = sum(used[worker.id, Queue.cuda] for worker in workers)
+    return max(0, len(_list_gpu_ids(workers)) - n_used)
+
+
+def _list_gpu_ids(workers: Iterable[Worker]) -> set[str]:
+    return {
         gpu.get("uuid", f"{worker.id} {number}")
         for worker in workers
         if Queue.cuda in worker.queues
         for number, gpu in enumerate(worker.hardware.get("gpus", []))
     }
-    return max(0, len(gpus) - sum(used[worker.id, Queue.cuda] for worker in workers))
 
 
 def _count_slots(worker: Worker, queue: str) -> int:

@@ -22,7 +22,7 @@ def list_commands(request: Request, spec: Spec) -> list[tuple[str, str]]:
 def _curl(address: str, spec: Spec) -> str:
     # Nothing is replaced in a here-document with a quoted end, and no line of JSON is that end.
     return (
-        f"curl {_quote(address)}/api/v1/jobs \\\n"
+        f"curl {quote_address(address)}/api/v1/jobs \\\n"
         '  -H "Authorization: Bearer $TUNESMITH_API_KEY" \\\n'
         "  -H 'Content-Type: application/json' \\\n"
         f"  -d @- <<'END'\n{format_json(spec)}\nEND\n"
@@ -33,7 +33,7 @@ def _python(address: str, spec: Spec) -> str:
     return (
         "from tunesmith import Client\n\n"
         "# The key is that of TUNESMITH_API_KEY, or of `tunesmith login`.\n"
-        f"client = Client({_quote(address)!r})\n"
+        f"client = Client({quote_address(address)!r})\n"
         f"job = client.jobs.create(\n{indent(pformat(spec, width=92, sort_dicts=False), '    ')}\n)\n"
         "job.wait()\n"
     )
@@ -42,11 +42,11 @@ def _python(address: str, spec: Spec) -> str:
 def _command(address: str, spec: Spec) -> str:
     return (
         f"cat > job.json <<'END'\n{format_json(spec)}\nEND\n"
-        f"TUNESMITH_URL={_quote(address)} tunesmith apply job.json\n"
+        f"TUNESMITH_URL={quote_address(address)} tunesmith apply job.json\n"
     )
 
 
-def _quote(address: str) -> str:
+def quote_address(address: str) -> str:
     """Return an address for a shell: that of a request is what its client has sent."""
     parts = urlsplit(address)
     host = "".join(each for each in parts.netloc if each.isalnum() or each in ".-:[]_")
