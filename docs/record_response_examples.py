@@ -144,7 +144,7 @@ class _Recorder:
         self._record_evaluations(evaluated["id"], dataset_id)
         self._record_models(trained)
         self._record_deployments(trained["model_id"])
-        for name in ("workers", "storage", "presets"):
+        for name in ("workers", "queues", "storage", "presets"):
             verb = "get" if name == "storage" else "list"
             self.recorded[f"{verb}_{name}"] = self._get(f"/{name}")
         self.recorded["get_preset"] = self.recorded["list_presets"]["items"][0]
@@ -195,6 +195,7 @@ class _Recorder:
         preview = {"model": "starter", "rows": 1}
         record["create_preview"] = post(f"/datasets/{dataset_id}/previews", preview)
         later = post("/jobs", JOB | {"name": "later", "priority": -1})["id"]
+        record["list_waiting_runs"] = self._get("/queues/cpu/waiting", limit=MAX_ITEMS)
         for action in ("pause", "resume", "cancel", "retry"):
             record[f"{action}_job"] = post(f"/jobs/{later}/{action}")
         post(f"/jobs/{later}/cancel")

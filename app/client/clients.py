@@ -11,7 +11,7 @@ from app.client.resources.chat import ChatReply, Messages, complete_chat, stream
 from app.client.resources.datasets import Datasets
 from app.client.resources.evaluations import Comparisons, Evaluations
 from app.client.resources.jobs import Jobs
-from app.client.resources.machines import Hosts, Workers
+from app.client.resources.machines import Hosts, Queues, Workers
 from app.client.resources.models import Deployments, Models
 from app.client.views.machines import CallerRecord, ReadinessRecord
 
@@ -44,6 +44,7 @@ class ServiceClient(ModeBound[Mode]):
         self.models: Models[Mode] = Models(connection)
         self.deployments: Deployments[Mode] = Deployments(connection)
         self.workers: Workers[Mode] = Workers(connection)
+        self.queues: Queues[Mode] = Queues(connection)
         self.hosts: Hosts[Mode] = Hosts(connection)
 
     def is_blocking(self) -> bool:

@@ -89,11 +89,11 @@ def top(
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates.")] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the jobs and workers, live; Ctrl-C ends it."""
+    """Show the jobs, queues and workers, live; Ctrl-C ends it."""
     with connect() as client:
         if as_json:
-            jobs, workers = _newest_jobs(client), list(client.workers.list())
-            print_json({"jobs": jobs, "workers": workers})
+            jobs, workers, queues = _newest_jobs(client), client.workers.list(), client.queues.list()
+            print_json({"jobs": jobs, "workers": list(workers), "queues": list(queues)})
             return
         console = out()
         if once or not console.is_terminal:
@@ -123,8 +123,15 @@ def _draw_top(client: Client) -> Group:
         [one.name, ", ".join(one.queues), f"{len(one.runs)} runs, {len(one.deployments)} deployments"]
         for one in client.workers.list()
     ]
+    queues = [
+        [one.queue, f"{one.free_slots} of {one.slots}", str(one.running), str(one.waiting), str(one.later)]
+        for one in client.queues.list()
+        if one.workers or one.running or one.waiting or one.later
+    ]
     return Group(
         make_table(["job", "status", "stages", "age", "id"], jobs),
+        "",
+        make_table(["queue", "free", "running", "waiting", "after another stage"], queues),
         "",
         make_table(["worker", "queues", "holds"], workers or [["none", "", "start one: tunesmith worker"]]),
     )

@@ -1,4 +1,4 @@
-"""Workers, hosts in clouds, and the caller."""
+"""Workers, queues, hosts in clouds, and the caller."""
 
 from datetime import datetime
 from typing import Any
@@ -30,6 +30,48 @@ class WorkerRecord(ApiView):
     started_at: datetime
     last_seen_at: datetime | None = None
     stopped_at: datetime | None = None
+
+
+class QueueRecord(ApiView):
+    """A queue, with what its live workers can hold."""
+
+    api_schema = "QueueView"
+
+    queue: str
+    workers: int
+    slots: int
+    free_slots: int
+    running: int
+    waiting: int
+    later: int
+
+
+class WaitingRunRecord(ApiView):
+    """A run that waits for its queue."""
+
+    api_schema = "WaitingRunView"
+
+    id: str
+    job_id: str
+    position: int
+    name: str
+    full_name: str
+    stage: str
+    queue: str
+    priority: int
+    status: str
+    error: ErrorRecord | None = None
+    attempt: int
+    step: int
+    total_steps: int | None = None
+    progress: float
+    eta_seconds: float | None = None
+    worker_id: str | None = None
+    model_id: str | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    waiting_for: str | None = None
 
 
 class HostRecord(ApiView):

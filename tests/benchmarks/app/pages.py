@@ -23,6 +23,7 @@ from tests.benchmarks.report import format_milliseconds, p50, print_table
 from tests.e2e.web.conftest import seeded_service
 from tests.e2e.web.test_models_page import find_model
 from tests.integration.app.web import seeded_datasets, seeded_openai_api
+from tests.integration.app.web import seeded_datasets, seeded_hosts
 
 MAX_RATIO = 3.0
 Runs = dict[str, list[Run]]
@@ -74,6 +75,12 @@ VIEWS = [
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/checkpoints",
     ),
     MeasuredView("deployments", lambda _: "/deployments", lambda _: "/api/v1/deployments"),
+    # The page shows queues and clouds as well, so the list of workers is a strict measure.
+    MeasuredView("hosts", lambda _: "/hosts", lambda _: "/api/v1/workers?stopped=false"),
+    MeasuredView(
+        "queue, 1,000 waiting", lambda _: "/hosts/queues/cuda", lambda _: "/api/v1/queues/cuda/waiting"
+    ),
+    MeasuredView("machines in clouds", lambda _: "/hosts/clouds", lambda _: "/api/v1/hosts"),
     MeasuredView("chat", lambda _: "/chat", lambda _: "/api/v1/routes"),
     MeasuredView(
         "run",
@@ -124,6 +131,7 @@ def main() -> None:
     ):
         seeded_datasets.add_many_datasets(1000)
         seeded_openai_api.add_many(1000)
+        seeded_hosts.add_many_hosts(1000)
         address = urlsplit(platform.base_url)
         assert address.hostname is not None
         connection = http.client.HTTPConnection(address.hostname, address.port)

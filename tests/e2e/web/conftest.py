@@ -67,14 +67,15 @@ class Pages:
         if folder := os.environ.get("PAGES_SCREENSHOTS"):
             page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
-    def look(self, path: str, name: str, ready: str = "main") -> None:
+    def look(self, path: str, name: str, ready: str = "main", **options: Any) -> None:
         """Take a screenshot at each width, in each theme and in each language, and check accessibility.
 
-        `ready` is an element for which a page waits that loads more than its HTML.
+        `ready` is an element for which a page waits that loads more than its HTML; `options` are those of
+        the browser profile, such as the cookies of a login.
         """
         for size in SIZES:
             for theme, language in (("light", "en"), ("dark", "ko")):
-                page = self.open(path, size, theme, language)
+                page = self.open(path, size, theme, language, **options)
                 page.wait_for_selector(ready)
                 self.screenshot(page, f"{name}-{size}-{theme}-{language}")
                 assert find_violations(page) == []

@@ -88,6 +88,14 @@ def add_cloud_host(**values: Any) -> str:
         return host.id
 
 
+def add_many_hosts(count: int) -> None:
+    """Insert as many live workers, runs that wait, and machines that have ended, for measurements."""
+    for number in range(count):
+        add_worker(f"w{number}", f"h{number}.lab", [Queue.cuda], 1)
+        add_run(f"many-{number}", Queue.cuda, device_count=4)
+        add_cloud_host(status=HostStatus.terminated)
+
+
 def add_cloud() -> None:
     """Insert a cloud whose keys a live worker holds, with its offers."""
     offers = [
