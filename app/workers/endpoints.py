@@ -40,7 +40,8 @@ def delete_worker(
 @queue_router.get("")
 def list_queues(session: ReadSession) -> Page[QueueView]:
     """List the queues, with the slots of their live workers and the number of their runs."""
-    return Page(items=queues.list_queues(session, get_settings()), next=None)
+    alive = service.AliveWorkers(get_settings())
+    return Page(items=queues.list_queues(session, alive), next=None)
 
 
 @queue_router.get("/{queue}/waiting")

@@ -56,7 +56,8 @@ class HostMachine:
     def gpu_free_bytes(self) -> int | None:
         """What of that is free, as of the last minute; None if the driver of one does not report it."""
         used = [gpu.get("used_bytes") for gpu in self.gpus if gpu.get("memory_bytes")]
-        return None if None in used or not used else max(0, self.gpu_bytes - sum(map(int, used)))
+        known = [size for size in used if size is not None]
+        return max(0, self.gpu_bytes - sum(known)) if used and len(known) == len(used) else None
 
     @property
     def gpu_text(self) -> str:

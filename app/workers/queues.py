@@ -8,7 +8,6 @@ from sqlmodel import Session, col
 from app.http.paging import PageQuery
 from app.runs.schemas import run_summary_view
 from app.runs.service import get_run
-from app.settings import Settings
 from app.storage.database import database_now
 from app.tables import HELD, Run, RunStatus
 from app.workers.schemas import QueueView, WaitingRunView
@@ -21,9 +20,9 @@ from trainers.configs import Queue
 WAITING = and_(col(Run.status) == RunStatus.queued, col(Run.unmet_needs) == 0)
 
 
-def list_queues(session: Session, settings: Settings) -> list[QueueView]:
+def list_queues(session: Session, alive: AliveWorkers) -> list[QueueView]:
     """Return all queues, with what their live workers can hold and how many runs they have."""
-    workers = AliveWorkers(settings).read(session)
+    workers = alive.read(session)
     columns = [
         func.sum(case((condition, 1), else_=0))
         for condition in (

@@ -105,8 +105,8 @@ def _overview(filters: HostFilters) -> LiveView[HostOverview]:
             session, settings, page, only_alive=False, stopped=filters.shown == "all"
         )
         workers = service.view_workers(session, settings, rows)
-        alive, queues = service.AliveWorkers(settings), list_queues(session, settings)
-        few = PageQuery(limit=N_NEXT)
+        alive, few = service.AliveWorkers(settings), PageQuery(limit=N_NEXT)
+        queues, unfinished = list_queues(session, alive), hosts.list_unfinished(session)
         waiting, _ = list_deployments(session, few, DeploymentStatus.queued, None)
         return HostOverview(
             problems=readiness.list_problems(session, settings),
@@ -119,7 +119,7 @@ def _overview(filters: HostFilters) -> LiveView[HostOverview]:
             waiting_deployments=[view_deployment(session, row) for row in waiting],
             machines=group_by_host(workers),
             work=list_held_work(session, workers),
-            cloud_hosts=hosts.view_hosts(session, settings, hosts.list_unfinished(session)),
+            cloud_hosts=hosts.view_hosts(session, settings, unfinished) if unfinished else (),
             next=after,
         )
 

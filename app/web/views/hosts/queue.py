@@ -53,9 +53,9 @@ def stream_queue(request: Request, queue: Queue, after: AfterRun = None, version
 
 def _queue_view(queue: Queue, after: str | None) -> LiveView[QueuePage]:
     def load(session: Session) -> QueuePage:
-        settings = get_settings()
-        found = next(each for each in list_queues(session, settings) if each.queue is queue)
-        runs, following = list_waiting_runs(session, AliveWorkers(settings), queue, PageQuery(after=after))
+        alive = AliveWorkers(get_settings())
+        found = next(each for each in list_queues(session, alive) if each.queue is queue)
+        runs, following = list_waiting_runs(session, alive, queue, PageQuery(after=after))
         return QueuePage(found, runs, following)
 
     def render(state: QueuePage, visitor: Visitor) -> Parts:

@@ -44,7 +44,7 @@ def add_worker(name: str, host: str, queues: list[Queue], n_gpus: int = 0, **val
         "started_at": utc_now() - timedelta(hours=30),
     }
     with transaction() as session:
-        worker = Worker(name=name, host=host, pid=4711, queues=queues, **common | values)
+        worker = Worker(name=name, host=host, pid=4711, queues=list(queues), **common | values)
         session.add(worker)
         session.flush()
         return worker.id
@@ -57,7 +57,8 @@ def add_run(name: str, queue: Queue, status: RunStatus = RunStatus.queued, **val
         session.add(job)
         session.flush()
         config = parse_stage(CONFIG).model_dump(mode="json")
-        common = {"position": 0, "name": "sft", "full_name": f"{name}-sft", "stage": StageKind.sft}
+        common: dict[str, Any] = {"position": 0, "name": "sft", "stage": StageKind.sft}
+        common["full_name"] = f"{name}-sft"
         run = Run(job_id=job.id, queue=queue, status=status, config=config, **common | values)
         session.add(run)
         session.flush()
@@ -89,9 +90,10 @@ def add_cloud_host(**values: Any) -> str:
 
 
 def add_many_hosts(count: int) -> None:
-    """Insert as many live workers, runs that wait, and machines that have ended, for measurements."""
+    """Insert as many workers, of which 20 are alive, runs that wait, and machines that have ended."""
     for number in range(count):
-        add_worker(f"w{number}", f"h{number}.lab", [Queue.cuda], 1)
+        seen = {} if number >= count - 20 else {"last_seen_at": utc_now() - timedelta(days=1)}
+        add_worker(f"w{number}", f"h{number}.lab", [Queue.cuda], 1, **seen)
         add_run(f"many-{number}", Queue.cuda, device_count=4)
         add_cloud_host(status=HostStatus.terminated)
 
