@@ -22,8 +22,7 @@ from tests.benchmarks.app.load import time_call
 from tests.benchmarks.report import format_milliseconds, p50, print_table
 from tests.e2e.web.conftest import seeded_service
 from tests.e2e.web.test_models_page import find_model
-from tests.integration.app.web import seeded_datasets, seeded_openai_api
-from tests.integration.app.web import seeded_datasets, seeded_hosts
+from tests.integration.app.web import seeded_datasets, seeded_hosts, seeded_openai_api
 
 MAX_RATIO = 3.0
 Runs = dict[str, list[Run]]
