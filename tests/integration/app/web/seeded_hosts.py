@@ -39,7 +39,7 @@ def add_worker(name: str, host: str, queues: list[Queue], n_gpus: int = 0, **val
             "data_disk_free_bytes": 812 * GIB,
         },
         "versions": {"python": "3.11.9", "torch": "2.13.0", "trl": "1.16.0"},
-        # Alive for as long as a test runs.
+        # Alive until a test has ended.
         "last_seen_at": utc_now() + timedelta(hours=1),
         "started_at": utc_now() - timedelta(hours=30),
     }
