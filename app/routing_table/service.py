@@ -61,6 +61,16 @@ def list_chat_models(session: Session, caller: Caller) -> list[ChatModelView]:
     return sorted(views, key=lambda view: view.status != DeploymentStatus.ready)
 
 
+def find_base_name(session: Session, name: str) -> str | None:
+    """Return the name under which the base of a served adapter is served; None if it is not, or no adapter."""
+    holders = find_name_holders(session)
+    tuned = holders.get(name)
+    if tuned is None or tuned.model_id is None:
+        return None
+    names = (each.name for each in holders.values() if each.base == tuned.base and each.model_id is None)
+    return next(names, None)
+
+
 def _chat_status(route: RouteView) -> str:
     if route.not_ready is not None:
         return route.not_ready

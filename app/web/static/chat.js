@@ -23,7 +23,8 @@ function options() {
 
 /** The state of the form is in the URL. */
 function keepState() {
-  const query = new URLSearchParams([...new FormData(settings)].filter(([, value]) => value !== ""));
+  // No second model is a choice: without `b`, it is the base of the first one.
+  const query = new URLSearchParams([...new FormData(settings)].filter(([name, value]) => value !== "" || name === "b"));
   window.history.replaceState(null, "", `/chat?${query}`);
 }
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from app.completions.ratings import Rating, rate_pair
 from app.http.gateway import CHATS_PATH, authorize_caller
 from app.routing_table.schemas import ChatModelView
-from app.routing_table.service import list_chat_models
+from app.routing_table.service import find_base_name, list_chat_models
 from app.storage.database import ReadSession, WriteSession
 from app.tables import Scope as KeyScope
 from app.web.live import LiveView, Parts, Version, stream_view
@@ -37,7 +37,8 @@ class ChatQuery:
     """What is compared, and how answers are generated; all of it is in the URL."""
 
     a: str = ""
-    b: str = ""
+    b: str | None = None
+    """Without a choice, the base of the first model; empty for none."""
     system: str = ""
     temperature: str = ""
     seed: str = ""
@@ -45,7 +46,8 @@ class ChatQuery:
 
     def query(self) -> str:
         """Return the query of a page with the same state."""
-        return encode_query(vars(self))
+        # An empty choice is one, too.
+        return encode_query(vars(self)) + ("&b=" if self.b == "" else "")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class ChatState:
 
 def chat_query(
     a: Name = "",
-    b: Name = "",
+    b: Annotated[str | None, Query(max_length=100)] = None,
     model: Name = "",
     system: Annotated[str, Query(max_length=8000)] = "",
     temperature: Number = "",
@@ -136,10 +138,13 @@ def _chat_view(chosen: ChatQuery, visitor: Visitor) -> LiveView[ChatState]:
         by_name = {model.name: model for model in models}
         # Without a choice, the newest deployment answers.
         first = by_name.get(chosen.a) if chosen.a else next(iter(models), None)
-        return ChatState(models, first, by_name.get(chosen.b))
+        second = chosen.b
+        if second is None and first is not None:
+            second = find_base_name(session, first.name)
+        return ChatState(models, first, by_name.get(second or ""))
 
     def render(state: ChatState, visitor: Visitor) -> Parts:
-        sides = (("a", chosen.a, state.a), ("b", chosen.b, state.b))
+        sides = (("a", chosen.a, state.a), ("b", chosen.b or "", state.b))
         return Parts(
             {
                 f"side-{side}": render_macro(visitor.language, PARTS, "side", side, name, model)

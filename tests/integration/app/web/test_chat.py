@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import httpx2
 import pytest
+from sqlmodel import select
 
-from app.storage.database import transaction
-from app.tables import DeploymentStatus, Scope, StoredCompletion
+from app.storage.database import read_session, transaction
+from app.tables import DeploymentStatus, Model, Scope, StoredCompletion
 from app.tables.base import utc_now
+from tests.integration.app.web import seeded_models
 from tests.integration.app.web.conftest import Browser
 from tests.integration.app.web.seeded_serving import add_deployment
 from tests.integration.serving.fake_engine import FakeEngine
@@ -55,6 +57,18 @@ def test_the_choice_and_the_sampling_are_in_the_url(browser: Browser) -> None:
     assert 'data-a="tuned" data-b="base"' in shown and ">Be brief</textarea>" in shown
     assert 'name="seed" type="number" step="1" inputmode="numeric" value="7"' in shown
     assert browser.get("/chat?seed=x").status_code == 422
+
+
+def test_a_tuned_model_is_compared_with_its_base_unless_none_is_chosen(browser: Browser) -> None:
+    seeded_models.add_many_models(1)
+    with read_session() as session:
+        model_id = session.exec(select(Model.id)).one()
+    add_deployment("other", base="org/other")
+    add_deployment("starter")
+    add_deployment("tuned", model_id=model_id)
+    assert 'data-a="tuned" data-b="starter"' in browser.get("/chat?a=tuned").text
+    assert 'data-a="tuned" data-b=""' in browser.get("/chat?a=tuned&b=").text
+    assert 'data-a="starter" data-b=""' in browser.get("/chat?a=starter").text
 
 
 def test_models_that_compute_embeddings_or_belong_to_others_are_not_offered(
