@@ -62,7 +62,7 @@ def list_chat_models(session: Session, caller: Caller) -> list[ChatModelView]:
 
 
 def find_base_name(session: Session, name: str) -> str | None:
-    """Return the name under which the base of a served adapter is served; None if it is not, or no adapter."""
+    """Return the name that serves the base of a served adapter; None if there is none."""
     holders = find_name_holders(session)
     tuned = holders.get(name)
     if tuned is None or tuned.model_id is None:

@@ -79,7 +79,10 @@ def up(
         address = f"http{url}"
         _wait_until_ready(process, address)
         out().print(f"Tunesmith is ready at {address}")
-        note("Next, in another terminal: tunesmith data check FILE, tunesmith train FILE --base MODEL")
+        note(
+            "Open it in a browser, or use another terminal: tunesmith data check FILE, "
+            "tunesmith train FILE --base MODEL"
+        )
     raise typer.Exit(process.wait())
 
 

@@ -10,13 +10,12 @@ from sqlmodel import Session
 from app.datasets import service
 from app.datasets.schemas import DatasetSummaryView, summary_view
 from app.http.paging import PageQuery
-from app.settings import get_settings
 from app.storage.database import ReadSession
 from app.web.live import LiveView, Parts, Version, stream_view
 from app.web.rendering import render_macro, render_page
 from app.web.url_state import ListFilters
+from app.web.views.datasets.upload import FORMAT_EXAMPLES, upload_options
 from app.web.visitor import CurrentVisitor, Visitor, view_router
-from trainers.data.conversion.csv_table import Delimiter, TextEncoding
 from trainers.data.formats import RowFormat
 
 PARTS = "datasets/parts.jinja"
@@ -67,9 +66,8 @@ def list_datasets(
         parts=view.render(state, visitor),
         filters=filters,
         formats=list(RowFormat),
-        delimiters=list(Delimiter),
-        encodings=list(TextEncoding),
-        max_bytes=get_settings().max_upload_bytes,
+        upload=upload_options(),
+        examples=FORMAT_EXAMPLES,
     )
 
 

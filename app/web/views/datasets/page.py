@@ -22,6 +22,7 @@ from app.storage.manifest import ArtifactCorrupt
 from app.web.errors import parse_form
 from app.web.live import LiveView, Parts, Version, show_changes, stream_view
 from app.web.rendering import go_to, render_macro, render_page
+from app.web.views.datasets.upload import upload_options
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.configs.training import ChatTemplateName
 
@@ -62,6 +63,7 @@ def show_dataset(
         state=state,
         parts=parts,
         existing=existing,
+        upload=upload_options(),
         templates=list(ChatTemplateName),
     )
 

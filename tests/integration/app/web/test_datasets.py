@@ -1,5 +1,7 @@
 """The datasets: list, upload with and without scripts, faults, tokens with loss, uses, rows and deletion."""
 
+import html
+import json
 import re
 from collections.abc import Callable
 
@@ -8,8 +10,10 @@ import pytest
 
 from app.storage.database import transaction
 from app.tables import Run, RunStatus, Scope
+from app.web.views.datasets.upload import FORMAT_EXAMPLES
 from tests.integration.app.web import seeded_datasets
 from tests.integration.app.web.conftest import Browser
+from trainers.data.formats import detect_format
 
 MakeJob = Callable[..., list[Run]]
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -26,6 +30,20 @@ def send_file(
     data = {"csrf": browser.csrf("/datasets")} if fields is None else fields
     files = {"file": (name, content)}
     return browser.client.post("/datasets", data=data, files=files, headers=headers, follow_redirects=False)
+
+
+def test_a_faulty_file_is_corrected_on_its_own_page_under_its_name(browser: Browser) -> None:
+    shown = browser.get(f"/datasets/{seeded_datasets.add_faulty_dataset()}").text
+    assert 'id="upload"' in shown and 'name="name" value="support-export"' in shown
+    assert "Drop the corrected file here" in shown and "Choose a model" not in shown
+    assert 'id="upload"' not in browser.get(f"/datasets/{seeded_datasets.add_dataset()}").text
+
+
+def test_the_upload_shows_a_row_of_each_format_that_is_detected(browser: Browser) -> None:
+    shown = html.unescape(browser.get("/datasets").text)
+    for row_format, example in FORMAT_EXAMPLES.items():
+        assert example in shown
+        assert detect_format(json.loads(example)) == row_format
 
 
 def test_an_empty_list_says_what_to_do_first(browser: Browser) -> None:
