@@ -1,5 +1,8 @@
 """Responses of the endpoint of storage."""
 
+from datetime import datetime
+from typing import Any
+
 from pydantic import BaseModel, Field
 
 from app.retention.report import CollectionReport
@@ -18,6 +21,28 @@ class DiskView(BaseModel):
     path: str = Field(description="A folder on the disk.")
     total_bytes: int = Field(description="Size of the disk.")
     free_bytes: int = Field(description="Free space.")
+
+
+class StoredItemView(BaseModel):
+    """An object with files in the artifact store."""
+
+    kind: str = Field(
+        description="`datasets`, `models`, `checkpoints`, `evaluations` (one per run, whose files all share) "
+        "or `comparisons`."
+    )
+    id: str = Field(description="Id of the object.")
+    name: str = Field(description="Its name; of a checkpoint, an evaluation or a comparison that of its run.")
+    run_id: str | None = Field(description="The run that has written it; null for an upload or an import.")
+    size_bytes: int = Field(description="Size of its files.")
+    created_at: datetime = Field(description="When it was stored.")
+
+
+class RetentionRuleView(BaseModel):
+    """A setting that decides what is kept, and for how long."""
+
+    setting: str = Field(description="Name of the variable: `TUNESMITH_…`.")
+    value: Any = Field(description="Its value in the process that responds.")
+    description: str = Field(description="What it decides.")
 
 
 class StorageView(BaseModel):
@@ -40,3 +65,10 @@ class StorageView(BaseModel):
         description="Size of the files that no row names, at the last collection; null before the first."
     )
     last_collection: CollectionReport | None = Field(description="The last collection.")
+    collecting: bool = Field(
+        description="Whether a process collects garbage or writes a backup now; only one can at a time."
+    )
+    largest: list[StoredItemView] = Field(description="The largest objects, at most 20.")
+    retention: list[RetentionRuleView] = Field(
+        description="What the collections keep, and for how long: the settings of retention."
+    )

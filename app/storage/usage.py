@@ -8,8 +8,10 @@ from sqlmodel import Session, col
 
 from app.retention.report import CollectionReport
 from app.settings import Settings
+from app.settings.retention import RetentionSettings
+from app.storage.database import database_now
 from app.storage.opening import get_store
-from app.storage.schemas import DiskView, StorageRowsView, StorageView
+from app.storage.schemas import DiskView, RetentionRuleView, StorageRowsView, StorageView, StoredItemView
 from app.tables import (
     STORAGE_STATE_ID,
     Checkpoint,
@@ -17,10 +19,12 @@ from app.tables import (
     Dataset,
     Evaluation,
     Model,
+    Run,
     StorageState,
 )
 
 ArtifactTable = Dataset | Model | Checkpoint | Evaluation | Comparison
+N_LARGEST = 20
 
 
 def view_storage(session: Session, settings: Settings) -> StorageView:
@@ -38,6 +42,56 @@ def view_storage(session: Session, settings: Settings) -> StorageView:
         disks=measure_disks(settings),
         reclaimable_bytes=report.reclaimable_bytes if report else None,
         last_collection=report,
+        collecting=is_collecting(session),
+        largest=list_largest(session),
+        retention=list_retention(settings),
+    )
+
+
+def is_collecting(session: Session) -> bool:
+    """Return whether a process holds the lease with which it collects garbage or writes a backup."""
+    held = col(StorageState.lease_expires_at) > database_now()
+    return session.scalar(select(col(StorageState.id)).where(held)) is not None
+
+
+def list_largest(session: Session, limit: int = N_LARGEST) -> list[StoredItemView]:
+    """Return the objects with the largest files, the largest first."""
+    items: list[StoredItemView] = []
+    kept = select(Dataset).where(col(Dataset.deleted_at).is_(None)).order_by(col(Dataset.size_bytes).desc())
+    items += [_view_item(row, row.name, None) for row in session.scalars(kept.limit(limit))]
+    named = select(Model).where(col(Model.deleted_at).is_(None)).order_by(col(Model.size_bytes).desc())
+    items += [_view_item(row, row.name, row.run_id) for row in session.scalars(named.limit(limit))]
+    for of_run in (Checkpoint, Evaluation, Comparison):
+        statement = select(of_run, col(Run.full_name)).join(Run, col(Run.id) == col(of_run.run_id))
+        if of_run is Evaluation:
+            # The evaluations of a run share an artifact.
+            first = select(func.min(col(Evaluation.id))).group_by(col(Evaluation.run_id))
+            statement = statement.where(col(Evaluation.id).in_(first))
+        largest = statement.order_by(col(of_run.size_bytes).desc()).limit(limit)
+        items += [_view_item(row, name, row.run_id) for row, name in session.execute(largest)]
+    return sorted(items, key=lambda item: item.size_bytes, reverse=True)[:limit]
+
+
+def list_retention(settings: Settings) -> list[RetentionRuleView]:
+    """Return the settings that decide what collections keep."""
+    return [
+        RetentionRuleView(
+            setting=f"TUNESMITH_{name.upper()}",
+            value=getattr(settings, name),
+            description=str(field.description),
+        )
+        for name, field in RetentionSettings.model_fields.items()
+    ]
+
+
+def _view_item(row: ArtifactTable, name: str, run_id: str | None) -> StoredItemView:
+    return StoredItemView(
+        kind=f"{row.__tablename__}s",
+        id=row.id,
+        name=name,
+        run_id=run_id,
+        size_bytes=row.size_bytes,
+        created_at=row.created_at,
     )
 
 

@@ -25,4 +25,5 @@ NAVIGATION = (
     NavigationItem("/deployments", "deployments", others=("/aliases",)),
     NavigationItem("/batches", "openai_api", others=("/fine-tuning",)),
     NavigationItem("/hosts", "hosts"),
+    NavigationItem("/storage", "storage"),
 )

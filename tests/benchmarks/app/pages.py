@@ -80,6 +80,7 @@ VIEWS = [
         "queue, 1,000 waiting", lambda _: "/hosts/queues/cuda", lambda _: "/api/v1/queues/cuda/waiting"
     ),
     MeasuredView("machines in clouds", lambda _: "/hosts/clouds", lambda _: "/api/v1/hosts"),
+    MeasuredView("storage", lambda _: "/storage", lambda _: "/api/v1/storage"),
     MeasuredView("chat", lambda _: "/chat", lambda _: "/api/v1/routes"),
     MeasuredView(
         "run",
