@@ -22,10 +22,10 @@ class Consent(BaseModel):
 def ask_before(describe: Callable[[str], str]) -> Resolve:
     """Return the question before a tool with the arguments `id` and `confirm`; it describes what is lost."""
 
-    async def ask(id: str, context: Context, confirm: str = "") -> Elicit[Consent] | Consent:
-        return _ask(describe(id), id, confirm, context)
+    async def resolve(id: str, context: Context, confirm: str = "") -> Elicit[Consent] | Consent:
+        return ask(describe(id), id, confirm, context)
 
-    return Resolve(ask)
+    return Resolve(resolve)
 
 
 async def ask_before_costs(
@@ -35,7 +35,7 @@ async def ask_before_costs(
     question = describe_costs(spec)
     if question is None:
         return Consent(confirmed=True)
-    return _ask(question, str(spec.get("name", "job")), confirm, context)
+    return ask(question, str(spec.get("name", "job")), confirm, context)
 
 
 def describe_costs(spec: dict[str, Any]) -> str | None:
@@ -47,24 +47,20 @@ def describe_costs(spec: dict[str, Any]) -> str | None:
     return f"The job launches a machine in the cloud {host.get('cloud')}, for up to {budget}. Start it?"
 
 
-def require(consent: Consent) -> None:
-    """Raise ToolError unless the person has agreed."""
-    if not consent.confirmed:
-        raise ToolError("The person has not confirmed it: nothing was changed.")
-
-
-def _ask(question: str, subject: str, confirm: str, context: Context) -> Elicit[Consent] | Consent:
+def ask(question: str, subject: str, confirm: str, context: Context) -> Elicit[Consent] | Consent:
+    """Return the question, or the consent that the agent has got; raise ToolError if it must ask first."""
     capabilities = context.client_capabilities
     if capabilities is not None and capabilities.elicitation is not None:
         return Elicit(question, Consent)
     if confirm == subject:
         return Consent(confirmed=True)
-    raise ask_by_error(question, subject)
-
-
-def ask_by_error(question: str, subject: str) -> ToolError:
-    """Return the error that has the agent ask the person, and repeat the call with `confirm`."""
-    return ToolError(
+    raise ToolError(
         f"{question} Nothing was changed. Ask the person this question; if the answer is yes, call the tool "
         f"again with confirm={subject!r}."
     )
+
+
+def require(consent: Consent) -> None:
+    """Raise ToolError unless the person has agreed."""
+    if not consent.confirmed:
+        raise ToolError("The person has not confirmed it: nothing was changed.")

@@ -2,25 +2,27 @@
 
 import json
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.resolve import Resolve
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.resolve import Elicit, Resolve
 from pydantic import Field
 
 from app.client.agents.answers import JobAnswer, LogAnswer, PlanAnswer, describe_job, describe_plan, shorten
 from app.client.agents.asking import (
     Consent,
+    ask,
     ask_before,
     ask_before_costs,
-    ask_by_error,
     describe_costs,
     require,
 )
-from app.client.agents.tool import ADDS, DESTROYS, READS, add_tool
-from app.client.api.errors import WaitTimeout, WorkFailed
+from app.client.agents.tool import ADDS, DESTROYS, READS, add_tool, describe_error
+from app.client.api.errors import ClientError, WaitTimeout, WorkFailed
 from app.client.api.modes import Concurrent
 from app.client.clients import AsyncClient
 from app.client.stage_fields import StageField, list_fields, list_forms, read_schema
@@ -57,7 +59,7 @@ class JobTools:
         add_tool(server, self.submit_job, ADDS)
         add_tool(server, self.follow_job, READS)
         add_tool(server, self.read_log, READS)
-        add_tool(server, self.change_job, ADDS)
+        add_tool(server, self.make_change_job(), ADDS)
         add_tool(server, self.cancel_job, DESTROYS)
 
     async def describe_stage(
@@ -134,19 +136,37 @@ class JobTools:
             last.append(shorten(line))
         return LogAnswer(run_id=run_id, lines=list(last))
 
-    async def change_job(
-        self, job_id: str, action: Literal["pause", "resume", "retry"], confirm: Confirm = ""
-    ) -> JobAnswer:
-        """Pause a job after a checkpoint, resume a paused one exactly, or retry a failed or cancelled one.
+    def make_change_job(self) -> Callable[..., Awaitable[JobAnswer]]:
+        """Return the tool whose question depends on the job, which is read before it is asked."""
 
-        Resuming or retrying a job that launches a machine in a cloud asks first.
-        """
-        job = await self._client.jobs.get(job_id)
-        question = describe_costs(job.spec)
-        if question is not None and action != "pause" and confirm != job_id:
-            raise ask_by_error(question, job_id)
-        actions = {"pause": job.pause, "resume": job.resume, "retry": job.retry}
-        return describe_job(await actions[action](), [f"follow_job job_id={job_id}"])
+        async def ask_before_start(
+            job_id: str, action: str, context: Context, confirm: str = ""
+        ) -> Elicit[Consent] | Consent:
+            question = None if action == "pause" else describe_costs((await read_job(job_id)).spec)
+            return Consent(confirmed=True) if question is None else ask(question, job_id, confirm, context)
+
+        async def read_job(job_id: str) -> RemoteJob[Concurrent]:
+            try:
+                return await self._client.jobs.get(job_id)
+            except ClientError as error:
+                raise ToolError(describe_error(error)) from error
+
+        async def change_job(
+            job_id: str,
+            action: Literal["pause", "resume", "retry"],
+            consent: Annotated[Consent, Resolve(ask_before_start)],
+            confirm: Confirm = "",
+        ) -> JobAnswer:
+            """Pause a job after a checkpoint, resume a paused one, or retry a failed or cancelled one.
+
+            Resuming or retrying a job that launches a machine in a cloud asks first.
+            """
+            require(consent)
+            job = await self._client.jobs.get(job_id)
+            actions = {"pause": job.pause, "resume": job.resume, "retry": job.retry}
+            return describe_job(await actions[action](), [f"follow_job job_id={job_id}"])
+
+        return change_job
 
     async def cancel_job(
         self,

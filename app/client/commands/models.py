@@ -1,11 +1,14 @@
 """Models: listing, downloading, serving, and talking to them."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from app.client.api.errors import ObjectMissing
 from app.client.clients import Client
 from app.client.commands.data import TransferBar, find_dataset
 from app.client.commands.output import (
@@ -132,7 +135,7 @@ def chat(
     turns: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read().strip()
-    with connect() as client:
+    with connect() as client, _explain_training(client, model):
         if message is not None:
             turns.append({"role": "user", "content": message})
             if as_json:
@@ -200,6 +203,18 @@ def get_file(
             print_table(["name", "size"], rows, empty="The run has no file.")
             return
         _print_path(found.download(name, to or "."), as_json, run_id=found.id, name=name)
+
+
+@contextmanager
+def _explain_training(client: Client, model: str) -> Iterator[None]:
+    """Replace the hint of a missing model that the service is still making, as it does with its example."""
+    try:
+        yield
+    except ObjectMissing as missing:
+        state = client.readiness().examples
+        if f" {model}:" in state:
+            missing.hint = f"The service is {state}. It is served afterwards: wait, and repeat the command."
+        raise
 
 
 def _print_path(path: Path, as_json: bool, **names: str) -> None:

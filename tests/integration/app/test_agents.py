@@ -125,6 +125,29 @@ def test_a_job_that_costs_money_asks_before_it_is_sent(url: str) -> None:
     anyio.run(main)
 
 
+def add_host(folder: Path, job: str) -> None:
+    """Give the spec of a job its host behind the API: no cloud has an account here."""
+    with closing(sqlite3.connect(folder / "tunesmith.db")) as database, database:
+        host = json.dumps({"cloud": "lambda", "max_usd": 5})
+        database.execute("UPDATE job SET spec = json_set(spec, '$.host', json(?)) WHERE id = ?", (host, job))
+
+
+@pytest.mark.parametrize(("answer", "status"), [("yes", "queued"), ("no", "paused"), ("decline", "paused")])
+def test_a_costly_job_is_started_again_only_after_the_person_agrees(
+    url: str, folder: Path, tmp_path: Path, answer: str, status: str
+) -> None:
+    async def main() -> None:
+        async with connect(url, answer) as client:
+            job = await start_job(client, tmp_path, f"costly {answer}")
+            add_host(folder, job)
+            await call(client, "change_job", job_id=job, action="pause")
+            # What the program itself confirms is no answer of the person.
+            await call(client, "change_job", job_id=job, action="resume", confirm=job)
+            assert (await call(client, "follow_job", job_id=job, wait_seconds=0))["status"] == status
+
+    anyio.run(main)
+
+
 @pytest.mark.parametrize("action", ["resume", "retry"])
 def test_a_job_that_costs_money_asks_before_it_is_started_again(
     url: str, folder: Path, tmp_path: Path, action: str
@@ -132,12 +155,7 @@ def test_a_job_that_costs_money_asks_before_it_is_started_again(
     async def main() -> None:
         async with connect(url) as client:
             job = await start_job(client, tmp_path, action)
-            # No cloud has an account here, so the spec gets its host behind the API.
-            with closing(sqlite3.connect(folder / "tunesmith.db")) as database, database:
-                host = json.dumps({"cloud": "lambda", "max_usd": 5})
-                database.execute(
-                    "UPDATE job SET spec = json_set(spec, '$.host', json(?)) WHERE id = ?", (host, job)
-                )
+            add_host(folder, job)
             await call(client, "change_job", job_id=job, action="pause")
             message = await call(client, "change_job", job_id=job, action=action)
             assert "in the cloud lambda, for up to 5 US dollars" in message and f"confirm='{job}'" in message
@@ -156,6 +174,7 @@ def test_a_job_that_costs_money_asks_before_it_is_started_again(
         ("describe_stage", {"stage": "train"}, "Expected one of prepare"),
         ("describe_stage", {"stage": "sft", "field": "rate"}, "no field 'rate'"),
         ("show_scores", {"job_id": "job_none"}, "job_none"),
+        ("change_job", {"job_id": "job_none", "action": "retry"}, "job_none"),
         ("delete", {"id": "alias_1", "confirm": "alias_1"}, "begins with one of job_, dataset_"),
         ("chat", {"models": ["none"], "message": "Hello"}, "none"),
     ],
