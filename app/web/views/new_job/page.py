@@ -37,7 +37,7 @@ from app.web.views.new_job.draft import (
     show_value,
 )
 from app.web.views.new_job.schema import InputKind, encode_option, job_fields, stage_form, summarize_stages
-from app.web.views.new_job.start import Goals, JobGoal, start_spec, suggest_datasets
+from app.web.views.new_job.start import Goals, JobGoal, start_from_model, start_spec, suggest_datasets
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.configs import StageKind
 from trainers.configs.presets import apply_presets, load_presets
@@ -49,6 +49,7 @@ MAX_INPUTS = 3000
 router = view_router()
 
 JobId = Annotated[str | None, Query(pattern=r"^job_[0-9a-z]{1,40}$")]
+ModelId = Annotated[str | None, Query(pattern=r"^model_[0-9a-z]{1,40}$")]
 DatasetId = Annotated[str | None, Query(pattern=r"^dataset_[0-9a-z]{1,40}$")]
 
 
@@ -70,17 +71,20 @@ def show_form(
     source: Annotated[JobId, Query(alias="from")] = None,
     example: Annotated[str | None, Query(max_length=100)] = None,
     dataset: DatasetId = None,
+    base: Annotated[str | None, Query(min_length=1, max_length=500)] = None,
+    model: ModelId = None,
     goal: JobGoal = JobGoal.train,
     checked: Annotated[JobId, Query(alias="preflight")] = None,
 ) -> Response:
-    """Show the form, filled from a job, an example or a dataset, with the preflight that was started."""
+    """Show the form, filled from a job, an example, a model or a dataset, with a preflight that was started."""
     assert visitor.caller is not None
-    spec = start_spec(source, example, dataset, goal)
+    of_model = base is not None or model is not None
+    spec = start_from_model(base, model, dataset) if of_model else start_spec(source, example, dataset, goal)
     with read_session() as session:
         draft = _check(session, visitor, spec, format_json(spec), secrets.token_hex(16))
         suggestions = suggest_datasets(session)
         state = preflight.load(session, checked) if checked else None
-    goals = None if source or example else Goals(goal, dataset)
+    goals = None if source or example or of_model else Goals(goal, dataset)
     return _render_form(request, visitor, draft, suggestions, state, goals)
 
 

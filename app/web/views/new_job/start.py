@@ -1,4 +1,4 @@
-"""What the form of a new job begins with: a job, an example, or a goal for a dataset."""
+"""What the form of a new job begins with: a job, an example, a model, or a goal for a dataset."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from app.datasets import service as datasets
 from app.http.paging import PageQuery
 from app.jobs import service
 from app.jobs.examples import ARITHMETIC_JOB, JOB_EXAMPLES
+from app.models import service as models
+from app.models.lineage import UNKNOWN_DATASET, make_evaluation_spec, make_next_spec
 from app.models.starter import STARTER
 from app.storage.database import read_session
 from app.tables import Dataset
@@ -52,6 +54,33 @@ class Goals:
         """Return each goal with its page."""
         query = {"dataset": self.dataset or ""}
         return [(goal, f"/jobs/new?{encode_query({**query, 'goal': goal.value})}") for goal in JobGoal]
+
+
+def start_from_model(base: str | None, model: str | None, dataset_id: str | None) -> Spec:
+    """Return the spec of a job that trains a base further, or evaluates a model of the registry.
+
+    A base of the registry is trained as it was trained itself, by default on the same dataset.
+    """
+    with read_session() as session:
+        chosen = datasets.get_dataset(session, dataset_id) if dataset_id is not None else None
+        if base is None:
+            assert model is not None, "one of both is given"
+            row = models.get_model(session, model)
+            tested = chosen or _find_dataset(session, None)
+            return make_evaluation_spec(row, name_dataset(session, tested) if tested else None)
+        spec: Spec = {
+            "name": "my-job",
+            "stages": [{"stage": "sft", "base": base, "dataset": UNKNOWN_DATASET}],
+        }
+        if base.startswith("model_"):
+            spec = make_next_spec(session, models.get_model(session, base))
+        stage = spec["stages"][0]
+        dataset = chosen or (_find_dataset(session, None) if stage["dataset"] == UNKNOWN_DATASET else None)
+        if dataset is not None:
+            stage["dataset"] = name_dataset(session, dataset)
+        elif stage["dataset"] == UNKNOWN_DATASET:
+            del stage["dataset"]
+        return spec
 
 
 def start_spec(source: str | None, example: str | None, dataset_id: str | None, goal: JobGoal) -> Spec:

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.models.lineage import make_next_spec
+from app.storage.database import read_session, transaction
 from app.storage.manifest import MANIFEST
 from app.storage.opening import get_store
-from app.tables import Scope
+from app.tables import Job, Model, Run, Scope
 from tests.integration.app.web.conftest import Browser
 from tests.integration.app.web.seeded_models import Lineage, add_lineage, add_many_models
 
@@ -101,3 +104,50 @@ def test_a_thousand_models_are_pages_and_the_name_filters(browser: Browser) -> N
     shown = browser.get(unescape(following[1])).text
     assert "nightly-0949" in shown and "nightly-0950" not in shown
     assert browser.get("/models?name=nightly-0007").text.count("<tr id=") == 1
+
+
+def shown_stage(browser: Browser, query: str) -> dict[str, Any]:
+    """Return the one stage of the form of a new job."""
+    found = re.search(r'<textarea id="json"[^>]*>(.*?)</textarea>', browser.get(query).text, re.DOTALL)
+    assert found is not None
+    (stage,) = json.loads(unescape(found[1]))["stages"]
+    return dict(stage)
+
+
+def test_the_form_of_a_new_job_begins_with_the_model(browser: Browser, lineage: Lineage) -> None:
+    model = lineage.model
+    links = re.findall(r'href="(/jobs/new\?\w+=\w+)"', browser.get(f"/models/{model.id}").text)
+    assert links == [f"/jobs/new?base={model.id}", f"/jobs/new?model={model.id}"]
+    trained = {"stage": "sft", "base": model.id, "dataset": model.dataset_id, "epochs": 2}
+    assert shown_stage(browser, links[0]) == trained
+    evaluated = {"stage": "evaluate", "model": model.id, "baseline": lineage.base.id, "dataset": "ko-en-news"}
+    assert shown_stage(browser, links[1]) == evaluated
+    other = shown_stage(browser, "/jobs/new?base=org%2Ftiny")
+    assert other == {"stage": "sft", "base": "org/tiny", "dataset": "ko-en-news"}
+    assert browser.get("/jobs/new?base=model_none").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ({"dataset": [{"dataset": "a", "weight": 1}]}, {"dataset": [{"dataset": "a", "weight": 1}]}),
+        ({"dataset": {"stage": "prepare", "part": "train"}, "needs": ["prepare"]}, {}),
+        ({"validation_dataset": {"stage": "prepare", "part": "test"}}, {}),
+        (
+            {"tuning": {"kind": "lora", "rank": 4}, "sweep": {"tuning.rank": [4, 8], "epochs": [2, 3]}},
+            {"tuning": {"kind": "lora", "rank": 8}, "epochs": 2},
+        ),
+    ],
+)
+def test_the_copied_stage_stands_alone(
+    lineage: Lineage, stage: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    with transaction() as session:
+        run, job = session.get_one(Run, lineage.run.id), session.get_one(Job, lineage.run.job_id)
+        job.spec = {"name": "j", "stages": [{"stage": "sft", "base": "starter", "dataset": "news", **stage}]}
+        if "sweep" in stage:
+            run.name, run.config = "sft-2", {**run.config, "tuning": {"kind": "lora", "rank": 8}}
+    with read_session() as session:
+        (made,) = make_next_spec(session, session.get_one(Model, lineage.model.id))["stages"]
+    model = lineage.model
+    assert made == {"stage": "sft", "base": model.id, "dataset": model.dataset_id, **changed}
