@@ -74,11 +74,8 @@ def make_next_spec(session: Session, model: Model) -> dict[str, Any]:
     dataset = model.dataset_id or stage.get("dataset")
     own = {name: value for name, value in stage.items() if name not in OF_ITS_JOB and not _names_stage(value)}
     swept = _read_swept(stage.get("sweep") or {}, run.config) if run is not None else {}
-    fields = {
-        **own,
-        **{name: _merge(own.get(name), value) for name, value in swept.items()},
-        "base": model.id,
-    }
+    merged = {name: _merge(own.get(name), value) for name, value in swept.items()}
+    fields = {**own, **merged, "base": model.id}
     if mixture is not None and not _names_stage(mixture):
         fields["dataset"] = mixture
     else:

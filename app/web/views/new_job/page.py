@@ -76,7 +76,7 @@ def show_form(
     goal: JobGoal = JobGoal.train,
     checked: Annotated[JobId, Query(alias="preflight")] = None,
 ) -> Response:
-    """Show the form, filled from a job, an example, a model or a dataset, with a preflight that was started."""
+    """Show the form, filled from a job, an example, a model or a dataset, with its preflight."""
     assert visitor.caller is not None
     of_model = base is not None or model is not None
     spec = start_from_model(base, model, dataset) if of_model else start_spec(source, example, dataset, goal)

@@ -68,13 +68,11 @@ def start_from_model(base: str | None, model: str | None, dataset_id: str | None
             row = models.get_model(session, model)
             tested = chosen or _find_dataset(session, None)
             return make_evaluation_spec(row, name_dataset(session, tested) if tested else None)
-        spec: Spec = {
-            "name": "my-job",
-            "stages": [{"stage": "sft", "base": base, "dataset": UNKNOWN_DATASET}],
-        }
+        stage: Spec = {"stage": "sft", "base": base, "dataset": UNKNOWN_DATASET}
+        spec: Spec = {"name": "my-job", "stages": [stage]}
         if base.startswith("model_"):
             spec = make_next_spec(session, models.get_model(session, base))
-        stage = spec["stages"][0]
+            (stage,) = spec["stages"]
         dataset = chosen or (_find_dataset(session, None) if stage["dataset"] == UNKNOWN_DATASET else None)
         if dataset is not None:
             stage["dataset"] = name_dataset(session, dataset)
