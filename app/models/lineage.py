@@ -69,7 +69,8 @@ def make_next_spec(session: Session, model: Model) -> dict[str, Any]:
     run = session.get(Run, model.run_id) if model.run_id else None
     job = session.get(Job, run.job_id) if run is not None else None
     stages = (job.spec or {}).get("stages", []) if job is not None else []
-    stage = next((each for each in stages if run is not None and _is_stage_of(each, run)), {"stage": "sft"})
+    default: dict[str, Any] = {"stage": "sft"}
+    stage = next((each for each in stages if run is not None and _is_stage_of(each, run)), default)
     mixture = stage.get("dataset") if isinstance(stage.get("dataset"), list) else None
     dataset = model.dataset_id or stage.get("dataset")
     own = {name: value for name, value in stage.items() if name not in OF_ITS_JOB and not _names_stage(value)}
