@@ -1,8 +1,9 @@
 """Reading checkpoints: with the metrics of their steps, and with the models that have their weights."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 from sqlmodel import Session, col
 
 from app.checkpoints.schemas import CheckpointView
@@ -10,6 +11,14 @@ from app.http.paging import PageQuery, paginate_newest_first
 from app.runs.curves.main_metric import PREFERRED, MainMetricView, MetricChoice
 from app.runs.service import get_run
 from app.tables import Checkpoint, Event, EventType, FineTuningCheckpoint, FineTuningJob, Run, RunStatus
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The value of the best checkpoint, and the checkpoint before it in the list, which is newest first."""
+
+    value: MainMetricView
+    after: str | None
 
 
 def list_checkpoints(
@@ -45,18 +54,33 @@ def choose_metric(checkpoints: Sequence[CheckpointView]) -> tuple[str, MetricCho
     return None
 
 
-def find_best(checkpoints: Sequence[CheckpointView]) -> MainMetricView | None:
-    """Return the best value of the checkpoints, with its step; None if no metric tells which is best.
+def find_best(session: Session, run_id: str, metric: str, choice: MetricChoice) -> BestCheckpoint | None:
+    """Return the best of all checkpoints of a run, of equal ones the newest; None if no metric tells which.
 
     A training loss does not: it is the loss of the rows of one step.
     """
-    chosen = choose_metric(checkpoints)
-    if chosen is None or chosen[1] is MetricChoice.last:
+    if choice is MetricChoice.last:
         return None
-    name, choice = chosen
-    found = [(value, each.step) for each in checkpoints if (value := each.metrics.get(name)) is not None]
-    value, step = min(found, key=lambda pair: pair[0] if choice is MetricChoice.lowest else -pair[0])
-    return MainMetricView(name=name, value=value, step=step, choice=choice)
+    value = col(Event.data)[metric].as_float()
+    order = value.asc() if choice is MetricChoice.lowest else value.desc()
+    statement = (
+        select(col(Checkpoint.id), col(Checkpoint.step), value)
+        .join(
+            Event,
+            and_(col(Event.run_id) == col(Checkpoint.run_id), col(Event.step) == col(Checkpoint.step)),
+        )
+        .where(col(Checkpoint.run_id) == run_id, col(Event.type) == EventType.metrics, value.is_not(None))
+        .order_by(order, col(Checkpoint.id).desc())
+        .limit(1)
+    )
+    found = session.execute(statement).first()
+    if found is None:
+        return None
+    newer = select(func.min(Checkpoint.id)).where(
+        col(Checkpoint.run_id) == run_id, col(Checkpoint.id) > found[0]
+    )
+    best = MainMetricView(name=metric, value=found[2], step=found[1], choice=choice)
+    return BestCheckpoint(best, session.scalar(newer))
 
 
 def _read_metrics(

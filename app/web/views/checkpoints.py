@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
 from app.checkpoints.schemas import CheckpointView
-from app.checkpoints.service import choose_metric, find_best, list_checkpoints
+from app.checkpoints.service import BestCheckpoint, choose_metric, find_best, list_checkpoints
 from app.checkpoints.uses import CheckpointUseState, list_uses
 from app.datasets.service import list_datasets
 from app.deployments.schemas import DeploymentCreate
@@ -17,7 +17,6 @@ from app.deployments.service import create_deployment
 from app.http.paging import PageQuery
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
-from app.runs.curves.main_metric import MainMetricView
 from app.runs.schemas import RunSummaryView, run_summary_view
 from app.runs.service import get_run
 from app.settings import get_settings
@@ -49,7 +48,7 @@ class CheckpointList:
     run: RunSummaryView
     checkpoints: Sequence[CheckpointView]
     uses: Mapping[str, Sequence[CheckpointUseState]]
-    best: MainMetricView | None
+    best: BestCheckpoint | None
     metric: str | None
     selected: CheckpointView | None
     datasets: Sequence[tuple[str, str]]
@@ -57,6 +56,13 @@ class CheckpointList:
     after: str | None
     next: str | None
     metrics: Sequence[str] = SIMPLE_METRICS
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the best checkpoint is on this page."""
+        return self.best is not None and any(
+            each.step == self.best.value.step for each in self.checkpoints
+        )
 
     def query(self, **changes: object) -> str:
         """Return the query of this list with another selection or position."""
@@ -141,8 +147,7 @@ def _checkpoint_view(run_id: str, after: str | None, step: int | None) -> LiveVi
             run=run_summary_view(run),
             checkpoints=checkpoints,
             uses=list_uses(session, run, checkpoints),
-            # The best of a part of the checkpoints would be taken for the best of all.
-            best=find_best(checkpoints) if after is None and following is None else None,
+            best=find_best(session, run_id, *chosen) if chosen is not None else None,
             metric=chosen[0] if chosen is not None else None,
             selected=selected,
             datasets=[(dataset.id, dataset.name) for dataset in datasets],

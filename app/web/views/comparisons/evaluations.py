@@ -121,9 +121,13 @@ def show_comparison(
 
 def _list_others(comparison: ComparisonView) -> list[ComparedModel]:
     """Return the evaluations and their models in the order of the result."""
+    models = comparison.result.models
     return [
-        ComparedModel(evaluation_id, model.model, model.role)
-        for evaluation_id, model in zip(comparison.evaluations, comparison.result.models, strict=False)
+        # A result of another version may have fewer models.
+        ComparedModel(evaluation_id, models[index].model, models[index].role)
+        if index < len(models)
+        else ComparedModel(evaluation_id, evaluation_id, "")
+        for index, evaluation_id in enumerate(comparison.evaluations)
     ]
 
 

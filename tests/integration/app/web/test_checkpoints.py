@@ -47,6 +47,20 @@ def test_the_best_checkpoint_is_marked(browser: Browser, make_job: MakeJob) -> N
     assert "0.8" in shown and "validation loss" in shown
 
 
+def test_the_best_checkpoint_of_another_page_is_named_with_its_place(
+    browser: Browser, make_job: MakeJob
+) -> None:
+    (run,) = make_job(RunStatus.running)
+    seeded_results.add_checkpoints(run, 100)
+    shown = browser.get(path_of(run)).text
+    assert "The best checkpoint is on another page" in shown
+    link = re.search(r'href="(\?[^"]*step=3500)#selected"', shown)
+    assert link is not None
+    found = browser.get(path_of(run) + link[1].replace("&amp;", "&")).text
+    assert shown_steps(found)[0] == "3,500" and "on another page" not in found
+    assert 'class="selected"' in found and ">Best</span>" in found
+
+
 def test_a_paused_run_resumes_from_its_last_checkpoint_only(browser: Browser, make_job: MakeJob) -> None:
     (run,) = make_job(RunStatus.paused)
     seeded_results.add_checkpoints(run, 2)

@@ -9,7 +9,7 @@ import pytest
 from app.runs.curves.main_metric import extend_summary
 from app.runs.curves.overlay import read_curve
 from app.storage.database import read_session, transaction
-from app.tables import Evaluation, Run, RunStatus, Scope
+from app.tables import Comparison, Evaluation, Run, RunStatus, Scope
 from tests.integration.app.web import seeded_jobs, seeded_results
 from tests.integration.app.web.conftest import Browser
 
@@ -50,6 +50,17 @@ def test_a_comparison_shows_differences_gate_and_changed_rows(
     assert set(re.findall(r'class="change change-(\w+)"', shown)) == {"lost"}
     listed = browser.get(f"/comparisons?job={comparison.job_id}").text
     assert f'href="/comparisons/{comparison.id}"' in listed and "is ready" in listed
+
+
+def test_a_comparison_whose_result_has_fewer_models_is_shown(
+    browser: Browser, stored: Sequence[Evaluation]
+) -> None:
+    comparison = seeded_results.add_comparison(stored)
+    with transaction() as session:
+        row = session.get_one(Comparison, comparison.id)
+        row.result = {**row.result, "models": row.result["models"][:1]}
+    shown = browser.get(f"/comparisons/{comparison.id}")
+    assert shown.status_code == 200 and stored[1].id in shown.text
 
 
 def test_a_key_that_only_reads_cannot_compare(
