@@ -1,6 +1,8 @@
 """Lists of jobs whose cost depends neither on the number of jobs nor on how few of them match."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, select
@@ -8,18 +10,28 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from app.http.errors import UnprocessableContent
-from app.http.paging import PageQuery, paginate_newest_first
+from app.http.paging import MAX_LIMIT, PageQuery, paginate_newest_first
 from app.jobs.graph.status import decides
 from app.jobs.inputs import is_recent, mentions
 from app.jobs.schemas import JobSummaryView, summary_view
+from app.runs.curves.main_metric import MetricChoice
 from app.tables import Job, JobLabel, Run, RunStatus
+from app.tables.base import utc_now
 
 # The column with the job ids of a table, and the conditions on its rows.
 Filter = tuple[Any, list[ColumnElement[bool]]]
 
 # No index finds a part of a name, so a search reads the names of this many jobs at most, the newest.
 MAX_SEARCHED_JOBS = 100_000
+MAX_SORTED_JOBS = MAX_LIMIT
 _ESCAPES = str.maketrans({character: f"/{character}" for character in "/%_"})
+
+
+class JobSort(StrEnum):
+    """An order of the newest jobs by what they have done."""
+
+    longest = "longest"
+    best = "best"
 
 
 def list_jobs(
@@ -44,6 +56,37 @@ def list_jobs(
         statement = statement.where(*_contain(search))
     jobs, after = paginate_newest_first(session, statement, key, paging)
     return _summarize(session, jobs), after
+
+
+def list_sorted_jobs(
+    session: Session,
+    sort: JobSort,
+    status: RunStatus | None,
+    labels: Sequence[str],
+    search: str | None,
+    limit: int,
+) -> list[JobSummaryView]:
+    """Return the first jobs of the newest MAX_SORTED_JOBS that match all filters, in another order.
+
+    No index has durations or scores, so more jobs are not read. Scores of different metrics are not compared:
+    the jobs of each metric follow each other.
+    """
+    jobs, _ = list_jobs(session, PageQuery(limit=MAX_SORTED_JOBS), status, None, labels, search)
+    if sort is JobSort.longest:
+        now = utc_now()
+        return sorted(jobs, key=lambda job: _measure_duration(job, now), reverse=True)[:limit]
+    return sorted(jobs, key=_rank_score)[:limit]
+
+
+def _measure_duration(job: JobSummaryView, now: datetime) -> timedelta:
+    return timedelta() if job.started_at is None else (job.finished_at or now) - job.started_at
+
+
+def _rank_score(job: JobSummaryView) -> tuple[bool, str, float]:
+    if job.metric is None:
+        return True, "", 0.0
+    is_lower_better = job.metric.choice is MetricChoice.lowest or "loss" in job.metric.name
+    return False, job.metric.name, job.metric.value if is_lower_better else -job.metric.value
 
 
 def list_jobs_of_input(session: Session, input_id: str, limit: int) -> list[JobSummaryView]:

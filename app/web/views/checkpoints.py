@@ -60,9 +60,7 @@ class CheckpointList:
     @property
     def has_best(self) -> bool:
         """Whether the best checkpoint is on this page."""
-        return self.best is not None and any(
-            each.step == self.best.value.step for each in self.checkpoints
-        )
+        return self.best is not None and any(each.step == self.best.value.step for each in self.checkpoints)
 
     def query(self, **changes: object) -> str:
         """Return the query of this list with another selection or position."""

@@ -10,6 +10,7 @@ from sqlmodel import Session
 from app.http.paging import PageQuery
 from app.jobs import actions, listing, service
 from app.jobs.actions import ActionState, JobAction
+from app.jobs.listing import JobSort
 from app.jobs.schemas import JobSummaryView, JobView
 from app.models.starter import StarterProgress, read_starter_progress
 from app.settings import get_settings
@@ -42,6 +43,8 @@ class JobFilters(ListFilters):
     search: str
     after: str | None
     columns: Sequence[str]
+    sort: JobSort | None = None
+    """Of the newest jobs; without it, all are listed, newest first."""
 
     def query(self, **changes: object) -> str:
         """Return the query of this list, which names each of its columns."""
@@ -50,7 +53,7 @@ class JobFilters(ListFilters):
     @property
     def is_filtered(self) -> bool:
         """Whether a filter may hide rows; columns are none."""
-        return bool(self.query(column=None))
+        return bool(self.query(column=None, sort=None))
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,13 @@ def job_filters(
     status: Literal[""] | RunStatus | None = None,
     label: Annotated[list[str] | None, Query(max_length=20)] = None,
     search: Annotated[str, Query(max_length=200)] = "",
+    sort: Literal[""] | JobSort | None = None,
     after: Annotated[str | None, Query(pattern=r"^job_[0-9a-z]{26}$")] = None,
 ) -> JobFilters:
     """Return the filters of a request; an empty field of the form is no filter."""
     columns = choose_columns(request, "jobs", COLUMNS, DEFAULT_COLUMNS)
-    return JobFilters(status or None, [each for each in label or [] if each], search.strip(), after, columns)
+    labels = [each for each in label or [] if each]
+    return JobFilters(status or None, labels, search.strip(), after, columns, sort or None)
 
 
 Filters = Annotated[JobFilters, Depends(job_filters)]
@@ -103,6 +108,8 @@ def list_jobs(request: Request, session: ReadSession, visitor: CurrentVisitor, f
         filters=filters,
         columns=COLUMNS,
         statuses=STATUSES,
+        sorts=list(listing.JobSort),
+        max_sorted=listing.MAX_SORTED_JOBS,
     )
     keep_columns(request, response, "jobs", filters.columns)
     return response
@@ -151,10 +158,14 @@ def act_on_job(
 
 def _list_view(filters: JobFilters) -> LiveView[JobList]:
     def load(session: Session) -> JobList:
-        query = PageQuery(after=filters.after)
-        jobs, after = listing.list_jobs(
-            session, query, filters.status, None, filters.label, filters.search or None
-        )
+        query, search = PageQuery(after=filters.after), filters.search or None
+        if filters.sort is None:
+            jobs, after = listing.list_jobs(session, query, filters.status, None, filters.label, search)
+        else:
+            after = None
+            jobs = listing.list_sorted_jobs(
+                session, filters.sort, filters.status, filters.label, search, query.limit
+            )
         worker_ids = (stage.worker_id for job in jobs for stage in job.stages)
         return JobList(jobs, after, name_workers(session, worker_ids), read_starter_progress())
 

@@ -10,8 +10,10 @@ from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 
 from app.http.errors import NotFound, Unauthorized
+from app.http.paging import PageQuery
 from app.jobs import actions
-from app.storage.database import transaction
+from app.jobs.listing import list_jobs
+from app.storage.database import read_session, transaction
 from app.tables import Run, RunStatus
 from app.web import live
 from app.web.live import Parts, poll_until_stopped
@@ -51,6 +53,18 @@ def test_a_row_shows_the_best_value_and_the_state_of_each_stage(browser: Browser
 def test_filters_are_in_the_url(browser: Browser, query: str, names: list[str]) -> None:
     seeded_jobs.add_shown_jobs()
     assert shown_names(browser.get(f"/jobs?{query}").text) == names
+
+
+def test_jobs_are_sorted_by_their_duration_and_by_their_score(browser: Browser) -> None:
+    seeded_jobs.add_shown_jobs()
+    with read_session() as session:
+        jobs = {job.name: job for job in list_jobs(session, PageQuery(), None, None, [])[0]}
+    longest = [jobs[name] for name in shown_names(browser.get("/jobs?sort=longest").text)]
+    lengths = [job.finished_at - job.started_at for job in longest if job.started_at and job.finished_at]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 1
+    best = [jobs[name].metric for name in shown_names(browser.get("/jobs?sort=best").text)]
+    losses = [metric.value for metric in best if metric and metric.name == "validation_loss"]
+    assert losses == sorted(losses) and len(losses) > 1 and best[-1] is None
 
 
 def test_chosen_columns_are_in_the_url_and_remembered(browser: Browser, make_job: MakeJob) -> None:
