@@ -21,7 +21,7 @@ from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 ROWS = 600
 SECONDS = 300_000
-# The lines at which rows with a fault are planted, and what the page says of them.
+# The lines at which rows with a fault are planted, and the reason that the page shows.
 FAULTS = {
     12: ("Mo has 2 hats.,\n", "answer is empty"),
     26: ("A row with one cell\n", "has 1 cells"),
