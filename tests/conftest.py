@@ -1,9 +1,11 @@
 """Fixtures for the tests of all packages: a tiny model, shared data and an MLflow server."""
 
+import fcntl
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +18,46 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELIS
 
 os.environ.update(OFFLINE)  # Before transformers is imported, so that no test uses the network.
 os.environ["TUNESMITH_WARM_START"] = "false"  # Only the tests of warm starts need the process.
+# Images of containers often set it. Then each of the hundreds of processes would compile our modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage among modules and tests: they stay, and reading them again and again takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a path that one of the processes of a run has made, and that all of them read."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    done, out = folder.with_suffix(".done"), folder / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(out)
+            done.touch()
+    return out
 
 
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a starter model that was trained for a few seconds."""
-    out = tmp_path_factory.mktemp("starter") / "starter"
-    command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
-    command += ["--progress", str(out.parent.with_name("starter-progress.json"))]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return out
+
+    def train(out: Path) -> None:
+        command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
+        command += ["--progress", str(out.parent.with_name("starter-progress.json"))]
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+
+    return make_once(tmp_path_factory, "starter", train)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.conftest import make_once
 from tests.e2e.platform import ROOT, Platform
 from tests.services import RedisServer, postgres_url, redis
 
@@ -23,9 +24,12 @@ def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
 @pytest.fixture(scope="session")
 def adapters(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return adapters of the starter; each gives other completions."""
-    folder = tmp_path_factory.mktemp("adapters")
-    command = [sys.executable, "-m", "tests.e2e.make_adapters", starter, folder, *"abc"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "tests.e2e.make_adapters", starter, folder, *"abc"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    folder = make_once(tmp_path_factory, "adapters", make)
     return {name: folder / name for name in "abc"}
 
 
