@@ -25,7 +25,7 @@ sys.dont_write_bytecode = False
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect no garbage among modules and tests: they stay, and reading them again and again takes seconds."""
+    """Collect no garbage among modules and tests, which stay: reading them again and again takes seconds."""
     gc.disable()
     try:
         return (yield)
