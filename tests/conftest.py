@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -32,6 +33,20 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    forget_log_handlers()
+
+
+def forget_log_handlers() -> None:
+    """Undo `app.logs.configure_logging`: its handler keeps the captured output of one test, which is closed."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

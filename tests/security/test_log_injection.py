@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.logs import configure_logging
+from tests.conftest import forget_log_handlers
 from tests.security.regression import Regression
 
 FORGED = 'ok\n{"level": "INFO", "message": "forged"}'
@@ -37,6 +38,13 @@ def test_every_line_of_the_log_is_one_record_of_ours(
     records = [json.loads(line) for line in lines]
     assert len(records) > len(PATHS)
     assert [record for record in records if record["message"] == "forged"] == []
+
+
+def test_no_test_logs_to_the_output_of_an_earlier_one(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO")
+    forget_log_handlers()
+    logging.getLogger("aiohttp.access").info("a request of a later test")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_request_id_of_the_client_is_logged_only_if_it_is_plain(

@@ -86,6 +86,8 @@ def stand_in(worker: WorkerContext, tmp_path: Path) -> StandIn:
 @pytest.fixture
 def manager(worker: WorkerContext, stand_in: StandIn) -> Iterator[DeploymentManager]:
     """Run a deployment manager; afterwards none of its engines runs any more."""
+    # No test of deployments waits for the end of a lease, and a busy machine can miss one of four seconds.
+    worker.settings.lease_seconds = 20
     manager = DeploymentManager(worker)
     thread = threading.Thread(target=manager.run)
     thread.start()

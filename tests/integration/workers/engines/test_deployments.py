@@ -308,6 +308,6 @@ def test_an_engine_outlives_a_database_that_is_away_for_less_than_its_lease(
     assert lease_ends_at is not None
     with transaction() as session:  # Other writers wait for this transaction.
         session.execute(update(Deployment).where(col(Deployment.id) == one).values(idle_seconds=0))
-        time.sleep(0.6 * worker.settings.lease_seconds)
+        time.sleep(5 * worker.settings.heartbeat_seconds)
     wait_until(lambda: load(one).lease_expires_at > lease_ends_at)  # type: ignore[operator]
     assert load(one).status is READY and len(stand_in.processes()) == 1
