@@ -41,7 +41,7 @@ def pytest_runtest_teardown() -> None:
 
 
 def forget_log_handlers() -> None:
-    """Undo `app.logs.configure_logging`: its handler keeps the captured output of one test, which is closed."""
+    """Undo `app.logs.configure_logging`: its handler writes to the closed output of one test."""
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if type(handler) is logging.StreamHandler:
