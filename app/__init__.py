@@ -1,5 +1,9 @@
 """The control plane: HTTP and SQL. It imports no ML package."""
 
-from trainers import delay_collections
+import sys
 
-delay_collections()
+# `python -m app`; the client is imported without the trainers.
+if sys.argv[:1] == ["-m"]:
+    from trainers import delay_collections
+
+    delay_collections()
