@@ -144,6 +144,7 @@ class _Recorder:
         self._record_evaluations(evaluated["id"], dataset_id)
         self._record_models(trained)
         self._record_deployments(trained["model_id"])
+        self.recorded["create_collection"] = self._post("/storage/collections", {"dry_run": True})
         for name in ("workers", "queues", "storage", "presets"):
             verb = "get" if name == "storage" else "list"
             self.recorded[f"{verb}_{name}"] = self._get(f"/{name}")

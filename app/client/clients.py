@@ -11,7 +11,7 @@ from app.client.resources.chat import ChatReply, Messages, complete_chat, stream
 from app.client.resources.datasets import Datasets
 from app.client.resources.evaluations import Comparisons, Evaluations
 from app.client.resources.jobs import Jobs
-from app.client.resources.machines import Hosts, Queues, Workers
+from app.client.resources.machines import Hosts, Queues, Storage, Workers
 from app.client.resources.models import Deployments, Models
 from app.client.views.machines import CallerRecord, ReadinessRecord
 
@@ -46,6 +46,7 @@ class ServiceClient(ModeBound[Mode]):
         self.workers: Workers[Mode] = Workers(connection)
         self.queues: Queues[Mode] = Queues(connection)
         self.hosts: Hosts[Mode] = Hosts(connection)
+        self.storage: Storage[Mode] = Storage(connection)
 
     def is_blocking(self) -> bool:
         """Return whether operations return values instead of awaitables."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.storage.inventory import ArtifactKind, StoredArtifact
 
@@ -23,11 +23,11 @@ class RemovalReason(StrEnum):
 
 
 class Removal(BaseModel):
-    """One thing that a collection removes; its size is 0 for rows."""
+    """One thing that a collection removes."""
 
-    reason: RemovalReason
-    name: str
-    size_bytes: int = 0
+    reason: RemovalReason = Field(description="Why it is removed.")
+    name: str = Field(description="Key in the artifact store, or id of the record.")
+    size_bytes: int = Field(0, description="Size of its files; 0 for rows.")
 
 
 class RemovalCount(BaseModel):
@@ -60,6 +60,31 @@ class CollectionReport(BaseModel):
         description="Size of the files that no row names, but that are too young to be deleted."
     )
     stored: list[StoredKind] = Field(description="What the store contained afterwards, by kind.")
+
+
+class CollectionCreate(BaseModel):
+    """A collection of garbage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dry_run: bool = Field(
+        True, description="Whether it only shows what it would remove, and changes nothing."
+    )
+
+
+class RequestedCollectionView(BaseModel):
+    """A collection that somebody has requested."""
+
+    dry_run: bool = Field(description="Whether it only shows what it would remove.")
+    started_at: datetime = Field(description="When it was requested.")
+    ended_at: datetime | None = Field(
+        None, description="When it ended. Null while it runs, or if its process ended before."
+    )
+    report: CollectionReport | None = Field(
+        None, description="Its result; of a dry run what it would remove."
+    )
+    removals: list[Removal] = Field([], description="What it removes, at most the first 100.")
+    error: str | None = Field(None, description="Why it did not complete.")
 
 
 class RemovalCounts:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.retention.report import CollectionReport
+from app.retention.report import CollectionReport, RequestedCollectionView
 
 
 class StorageRowsView(BaseModel):
@@ -67,6 +67,9 @@ class StorageView(BaseModel):
     last_collection: CollectionReport | None = Field(description="The last collection.")
     collecting: bool = Field(
         description="Whether a process collects garbage or writes a backup now; only one can at a time."
+    )
+    requested: RequestedCollectionView | None = Field(
+        description="The last collection that was requested with `POST /api/v1/storage/collections`."
     )
     largest: list[StoredItemView] = Field(description="The largest objects, at most 20.")
     retention: list[RetentionRuleView] = Field(

@@ -7,6 +7,7 @@ from sqlalchemy import func, select, text
 from sqlmodel import Session, col
 
 from app.retention.report import CollectionReport
+from app.retention.request import load_request
 from app.settings import Settings
 from app.settings.retention import RetentionSettings
 from app.storage.database import database_now
@@ -43,6 +44,7 @@ def view_storage(session: Session, settings: Settings) -> StorageView:
         reclaimable_bytes=report.reclaimable_bytes if report else None,
         last_collection=report,
         collecting=is_collecting(session),
+        requested=load_request(session),
         largest=list_largest(session),
         retention=list_retention(settings),
     )

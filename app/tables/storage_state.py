@@ -29,3 +29,6 @@ class StorageState(SQLModel, table=True):
     report: dict[str, Any] | None = Field(
         default=None, sa_type=Json, description="Result of the last collection."
     )
+    requested: dict[str, Any] | None = Field(
+        default=None, sa_type=Json, description="The last collection that a person has requested."
+    )

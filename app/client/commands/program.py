@@ -15,7 +15,18 @@ import typer
 
 from app.client.address import URL_VARIABLE
 from app.client.api.errors import ClientError, WaitInterrupted
-from app.client.commands import account, agents, data, following, jobs, models, planning, scores, service
+from app.client.commands import (
+    account,
+    agents,
+    data,
+    following,
+    jobs,
+    models,
+    planning,
+    scores,
+    service,
+    storage,
+)
 from app.client.commands.output import ExitCode, exit_code_of, leave_pipe, note, print_error
 
 cli = typer.Typer(
@@ -71,6 +82,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "models": models.list_models,
         "deployments": models.list_deployments,
         "hosts": models.list_hosts,
+        "storage": storage.storage,
     },
     "For agents": {"mcp": agents.mcp, "skill": agents.skill},
 }

@@ -1,10 +1,19 @@
-"""Workers, queues and cloud hosts."""
+"""Workers, queues, cloud hosts and storage."""
 
 from collections.abc import AsyncIterator
 
-from app.client.api.modes import Iteration, Mode
+from app.client.api.modes import Iteration, Mode, Operation
 from app.client.resources.base import Collection
-from app.client.views.machines import HostRecord, QueueRecord, WaitingRunRecord, WorkerRecord
+from app.client.views.machines import (
+    CollectionRecord,
+    HostRecord,
+    QueueRecord,
+    StorageRecord,
+    WaitingRunRecord,
+    WorkerRecord,
+)
+
+POLL_SECONDS = 0.5
 
 
 class Workers(Collection[Mode]):
@@ -41,3 +50,30 @@ class Hosts(Collection[Mode]):
         """Yield all hosts, newest first."""
         async for host in self._connection.pages("/hosts", HostRecord, status=status):
             yield host
+
+
+class Storage(Collection[Mode]):
+    """The use of space, and collections of garbage."""
+
+    @Operation
+    async def get(self) -> StorageRecord:
+        """Return what takes the space, what the last collections have removed, and what they keep."""
+        return await self._connection.get("/storage", StorageRecord)
+
+    @Operation
+    async def collect(self, *, dry_run: bool = True) -> CollectionRecord:
+        """Collect garbage, or find out what would be removed, and wait for the result.
+
+        Raises RequestConflict while another process collects.
+        """
+        body = {"dry_run": dry_run}
+        started = await self._connection.post("/storage/collections", CollectionRecord, body)
+        while True:
+            storage = await self._connection.get("/storage", StorageRecord)
+            found = storage.requested
+            if found is None or found.started_at != started.started_at:
+                # Another request has followed, whose result replaces that of this one.
+                return started
+            if found.ended_at is not None or not storage.collecting:
+                return found
+            await self._connection.transport.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Workers, queues, hosts in clouds, and the caller."""
+"""Workers, queues, hosts in clouds, storage, and the caller."""
 
 from datetime import datetime
 from typing import Any
@@ -109,6 +109,40 @@ class HostRecord(ApiView):
     stop_at: datetime | None = None
     overdue_at: datetime | None = None
     ended_at: datetime | None = None
+
+
+class CollectionRecord(ApiView):
+    """A collection of garbage that somebody has requested."""
+
+    api_schema = "RequestedCollectionView"
+
+    dry_run: bool
+    started_at: datetime
+    ended_at: datetime | None = None
+    report: dict[str, Any] | None = None
+    removals: list[dict[str, Any]]
+    error: str | None = None
+
+
+class StorageRecord(ApiView):
+    """The use of space, the collections of garbage, and what they keep."""
+
+    api_schema = "StorageView"
+
+    installation_id: str | None = None
+    datasets: dict[str, Any]
+    models: dict[str, Any]
+    checkpoints: dict[str, Any]
+    evaluations: dict[str, Any]
+    comparisons: dict[str, Any]
+    database_bytes: int
+    disks: list[dict[str, Any]]
+    reclaimable_bytes: int | None = None
+    last_collection: dict[str, Any] | None = None
+    collecting: bool
+    requested: CollectionRecord | None = None
+    largest: list[dict[str, Any]]
+    retention: list[dict[str, Any]]
 
 
 class CallerRecord(ApiView):

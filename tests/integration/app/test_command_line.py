@@ -84,7 +84,9 @@ def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, 
     assert "fault: row 2 (line 3 of the file): `question` is empty" in text and "\x1b" not in text
 
 
-@pytest.mark.parametrize("command", ["status", "jobs", "models", "deployments", "hosts", "data list", "top"])
+@pytest.mark.parametrize(
+    "command", ["status", "jobs", "models", "deployments", "hosts", "storage", "data list", "top"]
+)
 def test_what_is_listed_can_be_read_as_json(tunesmith: Run, command: str) -> None:
     code, output, errors = tunesmith(*command.split(), "--json")
     assert code == 0 and errors == ""

@@ -1,8 +1,10 @@
 """The page of storage: use, the largest objects, the last collection and what is kept."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from app.settings import Settings
+from app.tables import Scope
 from tests.integration.app.stored_artifacts import (
     Make,
     add_checkpoint,
@@ -46,3 +48,23 @@ def test_what_is_kept_follows_the_settings(browser: Browser, settings: Settings)
     shown = browser.get("/storage").text
     assert "12 days" in shown and "TUNESMITH_FAILED_CHECKPOINT_DAYS" in shown
     assert "never" in shown.partition("TUNESMITH_RECORD_DAYS")[2][:60]
+
+
+def test_garbage_is_removed_only_after_it_was_shown(
+    browser: Browser, make_job: Make, tmp_path: Path, settings: Settings
+) -> None:
+    run_collection(settings)
+    add_checkpoint(tmp_path, finish(make_job), 5)
+    assert "Remove it now" not in browser.get("/storage").text
+    assert browser.post("/storage/collections", page="/storage", dry_run="true").status_code == 303
+    shown = browser.get("/storage").text
+    assert "A collection now would remove" in shown and "Remove it now" in shown
+    assert browser.post("/storage/collections", page="/storage", dry_run="false").status_code == 303
+    assert "Remove it now" not in browser.get("/storage").text
+    report = browser.client.get("/api/v1/storage").json()["last_collection"]
+    assert [removed["reason"] for removed in report["removed"]] == ["checkpoint_state"]
+
+
+def test_the_button_of_a_reader_has_its_reason(browser: Browser, make_secret: Callable[..., str]) -> None:
+    browser.post("/login", key=make_secret(Scope.read))
+    assert "lacks the scope “write”" in browser.get("/storage").text
