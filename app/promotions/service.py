@@ -1,5 +1,6 @@
 """Reading and aborting promotions, which are runs of the stage `promote`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,19 @@ from app.promotions.decision import assess, describe_measurement
 from app.promotions.schemas import PromotionStepState, PromotionStepView, PromotionView
 from app.routing_table.traffic import sum_traffic
 from app.storage.database import json_text
-from app.tables import FINISHED, Alias, Deployment, Promotion, PromotionStatus, Run, RunStatus
+from app.tables import (
+    FINISHED,
+    Alias,
+    Deployment,
+    Event,
+    EventType,
+    Promotion,
+    PromotionStatus,
+    Run,
+    RunStatus,
+)
 from trainers.configs import StageKind
+from trainers.configs.base import NAME_PATTERN
 from trainers.configs.stages.serving.promote import PromotionConditions
 from trainers.runtime.error_codes import ErrorCode
 
@@ -58,16 +70,27 @@ def abort_promotion(session: Session, alias: str, run_id: str) -> None:
 def list_candidates(session: Session, alias: Alias) -> list[Deployment]:
     """Return the deployments that can be given a share of an alias's requests next to others.
 
-    Those that have the smallest share come first.
+    Those that have a share come first, and that with the largest share last.
     """
     holders = find_name_holders(session)
     shares = {each["deployment"]: each["share"] for each in alias.targets}
     tasks = {holders[each["deployment"]].task for each in alias.targets if each["deployment"] in holders}
     return [
         holder
-        for name, holder in sorted(holders.items(), key=lambda each: (shares.get(each[0], 0), each[0]))
+        for name, holder in sorted(holders.items(), key=lambda each: (_rank(shares, each[0]), each[0]))
         if list_others(alias.targets, name) and (not tasks or holder.task in tasks)
     ]
+
+
+def can_be_promoted(deployment: str) -> bool:
+    """Return whether a `promote` stage can name a deployment; those of fine-tuning jobs have other names."""
+    return re.fullmatch(NAME_PATTERN, deployment) is not None
+
+
+def _rank(shares: Mapping[str, float], name: str) -> int:
+    if name not in shares:
+        return 1
+    return 2 if shares[name] == max(shares.values()) else 0
 
 
 def _select_runs() -> Any:
@@ -138,7 +161,9 @@ def _view_current(
 ) -> PromotionStepView:
     """Return the step that is served now, with the counts that gateways have reported until now."""
     if promotion.status is not PromotionStatus.active:
-        return PromotionStepView(**common, state=PromotionStepState.stopped)
+        # The counts are gone; the events of the run have those of its last reports.
+        measured = _read_last_metrics(session, run.id, promotion.step + 1)
+        return PromotionStepView(**common, state=PromotionStepState.stopped, measured=measured)
     candidate, present = sum_traffic(session, promotion)
     conditions = PromotionConditions.model_validate(run.config["conditions"])
     return PromotionStepView(
@@ -148,6 +173,12 @@ def _view_current(
         measured=describe_measurement(candidate, present),
         conditions=[each.as_dict() for each in assess(conditions, candidate, present)],
     )
+
+
+def _read_last_metrics(session: Session, run_id: str, step: int) -> dict[str, Any]:
+    of_step = col(Event.run_id) == run_id, col(Event.type) == EventType.metrics, col(Event.step) == step
+    statement = select(col(Event.data)).where(*of_step).order_by(col(Event.seq).desc()).limit(1)
+    return dict(session.scalars(statement).first() or {})
 
 
 def _resolve(config: Mapping[str, Any], step: Mapping[str, Any], name: str) -> Any:

@@ -29,7 +29,7 @@ def format_number(value: float | None) -> str:
 
 def format_percent(share: float) -> str:
     """Return a share from 0 to 1 in percent; only a complete one is 100 %."""
-    return "100 %" if share >= 1 else f"{min(99, math.floor(share * 100))} %"
+    return "100 %" if share >= 1 else f"{min(99, math.floor(round(share * 100, 6)))} %"
 
 
 def format_bytes(size: float | None) -> str:

@@ -16,7 +16,7 @@ from app.http.paging import PageQuery
 from app.jobs.schemas import JobCreate
 from app.jobs.service import submit_job
 from app.promotions.schemas import PromotionView
-from app.promotions.service import abort_promotion, list_candidates, list_promotions
+from app.promotions.service import abort_promotion, can_be_promoted, list_candidates, list_promotions
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 from app.web.errors import parse_form
@@ -53,6 +53,11 @@ class AliasDetails:
     promotions: Sequence[PromotionView]
     versions: Sequence[AliasVersionView]
     next: str | None
+
+    @property
+    def promotable(self) -> list[str]:
+        """The deployments that a promotion can name."""
+        return [name for name in self.candidates if can_be_promoted(name)]
 
     @property
     def active(self) -> PromotionView | None:

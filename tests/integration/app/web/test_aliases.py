@@ -5,11 +5,15 @@ from collections.abc import Callable
 
 import pytest
 
+from app.aliases.promotions import end_promotion
 from app.aliases.service import get_alias
-from app.storage.database import read_session
-from app.tables import Scope
+from app.runs import lifecycle
+from app.runs.attempt_outcome import AttemptOutcome, NewEvent
+from app.storage.database import read_session, transaction
+from app.tables import EventType, Scope
 from tests.integration.app.web import seeded_serving as seeded
 from tests.integration.app.web.conftest import Browser
+from tests.integration.app.web.seeded_serving import PromotionFailed
 
 PAGE = "/aliases/news"
 
@@ -72,6 +76,25 @@ def test_a_running_promotion_shows_its_traffic_and_is_aborted(browser: Browser) 
     assert "step 2 of 3, 119 of 230 requests" in browser.get("/deployments").text
     assert browser.post(f"{PAGE}/promotions/{run_id}/abort", page=PAGE).status_code == 303
     assert "It is being cancelled." in browser.get(PAGE).text
+
+
+def test_an_aborted_promotion_keeps_what_was_measured(browser: Browser) -> None:
+    run_id = seeded.add_shown_promotions()
+    with transaction() as session:
+        event = NewEvent(EventType.metrics, {"share": 0.5, "requests": 107.0, "error_rate": 0.0}, 2)
+        lifecycle.append_events(session, run_id, 1, [event])
+        end_promotion(session, run_id, roll_back=True)
+        lifecycle.end_attempt(session, run_id, AttemptOutcome(PromotionFailed("stopped")), [], 1)
+    shown = browser.get(PAGE).text
+    assert ">107 <" in shown and shown.count(">Stopped<") == 2
+
+
+def test_only_names_that_a_stage_can_have_are_promoted(browser: Browser) -> None:
+    seeded.add_deployment("ft:starter:acme::1")
+    choices = re.findall(r"<select[^>]*>(.*?)</select>", browser.get(PAGE).text, re.DOTALL)
+    named = [re.findall(r"<option>([^<]+)", each) for each in choices]
+    assert named[0] == ["news-v2", "asleep", "ft:starter:acme::1", "news-v1"]
+    assert named[-1] == ["news-v2", "asleep", "news-v1"]
 
 
 def test_a_key_without_write_reads_the_reason(browser: Browser, make_secret: Callable[..., str]) -> None:
