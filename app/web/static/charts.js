@@ -60,7 +60,7 @@ export class Curves {
     this.root.querySelector(":scope > p")?.remove();
     if (options) return this.rebuild();
     const wanted = this.list();
-    // A curve that has become long enough gets its smoothed line.
+    // A curve that has become long enough has no points any more, and a smoothed line.
     if (this.shapeOf(wanted) !== this.shape) return this.rebuild();
     for (const chart of wanted) {
       this.charts.get(chart.id).setData(this.data(chart));
@@ -80,7 +80,7 @@ export class Curves {
   }
 
   shapeOf(charts) {
-    return charts.flatMap(({ names }) => names.map((name) => `${name} ${this.isSmoothed(name)}`)).join();
+    return charts.flatMap(({ names }) => names.map((name) => `${name} ${this.count(name) >= MIN_SMOOTHED}`)).join();
   }
 
   /** The charts, each with the names of its curves. */

@@ -6,7 +6,7 @@ from app.keys import service
 from app.keys.schemas import KeyCreate
 from app.storage.database import transaction
 from app.tables import Scope
-from tests.e2e.web.conftest import Pages
+from tests.e2e.web.conftest import Pages, find_violations
 
 
 def test_the_page_without_keys_is_accessible_at_every_width(pages: Pages) -> None:
@@ -31,9 +31,17 @@ def test_keys_are_created_and_revoked_and_accessible_at_every_width(pages: Pages
     expect(page.locator("#keys")).to_contain_text("robot")
     assert "ts_" not in page.url
     pages.screenshot(page, "keys-created")
+    assert find_violations(page) == []
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Revoke robot").click()
     expect(page.locator("#keys tr", has_text="robot")).to_contain_text("Revoked")
     page.set_viewport_size({"width": 390, "height": 844})
     pages.screenshot(page, "keys-phone")
+    assert find_violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".top-end summary").click()
+    page.get_by_role("button", name="한국어").click()
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("#keys")).to_contain_text("old laptop")
+    pages.screenshot(page, "keys-phone-dark-ko")
+    assert find_violations(page) == []

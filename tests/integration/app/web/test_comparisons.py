@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.runs.curves.main_metric import extend_summary
-from app.runs.curves.overlay import read_curve
+from app.runs.curves.overlay import read_curve, smooth_values
 from app.storage.database import read_session, transaction
 from app.tables import Comparison, Evaluation, Run, RunStatus, Scope
 from tests.integration.app.web import seeded_jobs, seeded_results
@@ -105,6 +105,24 @@ def test_a_curve_has_a_bounded_number_of_points_with_the_mean_of_each_part(make_
         curve = read_curve(session, stored, "learning_rate", max_points=10)
         assert read_curve(session, stored, "nothing").steps == []
     assert 10 <= len(curve.steps) <= 11 and curve.steps[:2] == [0, 101]
+
+
+def test_compared_curves_are_zoomed_and_smoothed_by_the_url(browser: Browser, make_job: MakeJob) -> None:
+    (run,) = make_job(RunStatus.running)
+    seeded_jobs.add_metrics(run, 400)
+    plain = browser.get(f"/compare?run={run.id}&metric=loss&first=&last=&smooth=0").text
+    zoomed = browser.get(f"/compare?run={run.id}&metric=loss&first=100&last=150&smooth=0.5").text
+    assert plain.count("<polyline") == 1 and zoomed.count("<polyline") == 2
+    assert (
+        "<span>100</span><span>Step 150</span>" in zoomed
+        and "first=100&amp;last=150&amp;smooth=0.5" in zoomed
+    )
+    with read_session() as session:
+        stored = session.get_one(Run, run.id)
+        curve = read_curve(session, stored, "loss", first_step=100, last_step=150)
+    assert curve.steps[0] == 100 and curve.steps[-1] == 150 and len(curve.steps) == 51
+    assert smooth_values([1.0, 1.0, 4.0], 0.5) == pytest.approx([1.0, 1.0, 19 / 7])
+    assert browser.get(f"/compare?run={run.id}&smooth=1").status_code == 422
 
 
 def test_the_choice_of_runs_is_pages_that_keep_what_is_chosen(browser: Browser) -> None:
