@@ -22,7 +22,7 @@ from tests.benchmarks.app.load import time_call
 from tests.benchmarks.report import format_milliseconds, p50, print_table
 from tests.e2e.web.conftest import seeded_service
 from tests.e2e.web.test_models_page import find_model
-from tests.integration.app.web import seeded_datasets, seeded_hosts, seeded_openai_api
+from tests.integration.app.web import seeded_datasets, seeded_hosts, seeded_openai_api, seeded_serving
 
 MAX_RATIO = 3.0
 Runs = dict[str, list[Run]]
@@ -81,6 +81,9 @@ VIEWS = [
     ),
     MeasuredView("machines in clouds", lambda _: "/hosts/clouds", lambda _: "/api/v1/hosts"),
     MeasuredView("storage", lambda _: "/storage", lambda _: "/api/v1/storage"),
+    MeasuredView(
+        "alias, with promotions and versions", lambda _: "/aliases/news", lambda _: "/api/v1/aliases/news"
+    ),
     MeasuredView("chat", lambda _: "/chat", lambda _: "/api/v1/routes"),
     MeasuredView(
         "run",
@@ -131,6 +134,8 @@ def main() -> None:
     ):
         seeded_datasets.add_many_datasets(1000)
         seeded_openai_api.add_many(1000)
+        seeded_serving.add_shown_deployments()
+        seeded_serving.add_shown_promotions()
         seeded_hosts.add_many_hosts(1000)
         address = urlsplit(platform.base_url)
         assert address.hostname is not None
