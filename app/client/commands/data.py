@@ -14,6 +14,7 @@ from app.client.commands.output import (
     ExitCode,
     JsonOption,
     connect,
+    count_of,
     err,
     format_age,
     note,
@@ -92,7 +93,7 @@ def list_data(as_json: JsonOption = False) -> None:
             one.name,
             f"{one.row_count:,}",
             one.format,
-            "" if one.trainable else f"{one.fault_count:,} faults",
+            "" if one.trainable else count_of(one.fault_count, "fault"),
             format_age(one.created_at),
             one.id,
         ]
@@ -164,7 +165,8 @@ class TransferBar:
 def print_report(name: str, report: DataReport) -> None:
     """Print the findings of a file, each with its line."""
     console = out()
-    found = f"{report.row_count:,} rows, {report.fault_count:,} faults, {report.warning_count:,} warnings"
+    counts_of = {"row": report.row_count, "fault": report.fault_count, "warning": report.warning_count}
+    found = ", ".join(count_of(n, noun) for noun, n in counts_of.items())
     console.print(f"{name}: {found}, format {report.format or 'unknown'}", markup=False)
     # Row n of a table is line n of the dataset, and another line of the file.
     unit = "line" if report.converted_from is None else "row"

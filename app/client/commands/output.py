@@ -171,6 +171,11 @@ def format_age(moment: datetime | None) -> str:
     return f"{seconds:.0f} s"
 
 
+def count_of(n: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 fault" or "1,200 rows"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for a person, by its largest unit."""
     for unit, size in (("h", 3_600), ("min", 60)):

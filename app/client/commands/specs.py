@@ -8,7 +8,7 @@ from app.client.api.errors import ClientError, ObjectMissing, WorkFailed
 from app.client.api.modes import Blocking
 from app.client.clients import Client
 from app.client.commands.data import print_report, push_file
-from app.client.commands.output import note
+from app.client.commands.output import count_of, note
 from app.client.views.jobs import RemoteJob
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -114,9 +114,10 @@ def resolve_data(client: Client, data: str) -> str:
         if dataset.report is not None:
             print_report(data, dataset.report)
         raise DataUnusable(
-            f"{data} has {dataset.fault_count:,} faults.", "Correct the lines and repeat the command."
+            f"{data} has {count_of(dataset.fault_count, 'fault')}.",
+            "Correct the lines and repeat the command.",
         )
-    note(f"Uploaded {path} as {dataset.name} ({dataset.id}): {dataset.row_count:,} rows.")
+    note(f"Uploaded {path} as {dataset.name} ({dataset.id}): {count_of(dataset.row_count, 'row')}.")
     return dataset.id
 
 

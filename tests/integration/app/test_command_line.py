@@ -76,6 +76,8 @@ def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, 
     report = json.loads(checked[1])["faulty.csv"]
     assert checked[0] == pushed[0] == 1 and report["fault_count"] == 2
     assert report == json.loads(pushed[1])["report"]
+    (tmp_path / "one.csv").write_text("prompt,completion\n,3\n")
+    assert "1 row, 1 fault, 0 warnings" in tunesmith("data", "check", "one.csv")[1]
     said = tunesmith("data", "push", "faulty.csv")[2]
     assert "No job can use this file" in said and "tored as" not in said
     stored = json.loads(tunesmith("get", "data", "faulty", "--json")[1])
