@@ -1,6 +1,8 @@
 // Curves by uPlot: one chart for the losses, and one for each other metric.
 const HIDDEN = new Set(["epoch", "tokens", "peak_gpu_bytes", "num_tokens", "num_input_tokens_seen", "train_runtime"]);
-const FIRST = ["learning_rate", "tokens_per_second", "grad_norm"];
+// The charts after the losses, in this order; the others follow by name, and those that never change are last.
+const FIRST = [/^reward$/, /^rewards\/.+\/mean$/, /^learning_rate$/, /^tokens_per_second$/, /^grad_norm$/, /^kl$/, /^completions\/mean_length$/];
+const WIDE = ["loss", "reward"];
 const MAX_CHARTS = 12;
 // The average of fewer points is mostly its first ones.
 const MIN_SMOOTHED = 20;
@@ -79,6 +81,13 @@ export class Curves {
     if (this.hasMore) this.root.append(Object.assign(document.createElement("p"), { className: "muted small", textContent: this.root.dataset.more }));
   }
 
+  rank(name) {
+    const place = FIRST.findIndex((pattern) => pattern.test(name));
+    if (place >= 0) return place;
+    const values = this.values[name].filter((value) => value !== null);
+    return values.every((value) => value === values[0]) ? FIRST.length + 1 : FIRST.length;
+  }
+
   shapeOf(charts) {
     return charts.flatMap(({ names }) => names.map((name) => `${name} ${this.count(name) >= MIN_SMOOTHED}`)).join();
   }
@@ -88,10 +97,13 @@ export class Curves {
     const rates = this.rates();
     if (rates) this.values.tokens_per_second = rates;
     const known = Object.keys(this.values).filter((name) => !HIDDEN.has(name) && !name.startsWith("validation_"));
-    const rest = known.filter((name) => name !== "loss" && !FIRST.includes(name)).sort();
+    const ranks = new Map(known.map((name) => [name, this.rank(name)]));
+    const others = known.filter((name) => name !== "loss").sort((a, b) => ranks.get(a) - ranks.get(b) || a.localeCompare(b));
     const losses = ["loss", "validation_loss"].filter((name) => this.values[name]);
     const charts = losses.length ? [{ id: "loss", names: losses }] : [];
-    for (const name of [...FIRST.filter((name) => known.includes(name)), ...rest]) charts.push({ id: name, names: [name] });
+    for (const name of others) charts.push({ id: name, names: [name] });
+    // On-policy training is judged by its reward: its loss is near 0.
+    if (others[0] === "reward") charts.unshift(...charts.splice(losses.length ? 1 : 0, 1));
     this.hasMore = charts.length > MAX_CHARTS;
     return charts.slice(0, MAX_CHARTS);
   }
@@ -117,7 +129,7 @@ export class Curves {
 
   frame({ id, names }) {
     const figure = document.createElement("figure");
-    figure.className = id === "loss" ? "chart wide-chart" : "chart";
+    figure.className = WIDE.includes(id) ? "chart wide-chart" : "chart";
     figure.innerHTML = "<figcaption><b></b> <span></span></figcaption><div class=\"plot\" role=\"img\"></div>";
     figure.querySelector("b").textContent = names.map((name) => this.label(name)).join(", ");
     figure.querySelector(".plot").dataset.chart = id;
@@ -132,7 +144,7 @@ export class Curves {
     const u = new uPlot(
       {
         width: plot.clientWidth || 300,
-        height: chart.id === "loss" ? 260 : 180,
+        height: WIDE.includes(chart.id) ? 260 : 180,
         cursor: { sync: { key: "run" }, points: { size: 6 } },
         legend: { live: true },
         scales: { x: { time: false }, y: this.options.log ? { distr: 3 } : { range } },

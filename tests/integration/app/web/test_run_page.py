@@ -21,6 +21,7 @@ from app.web.views.runs.stream import RunPoll
 from tests.integration.app.web import seeded_jobs, seeded_results
 from tests.integration.app.web.conftest import Browser
 from tests.integration.app.web.test_job_list import request_of
+from trainers.configs import StageKind
 
 MakeJob = Callable[..., list[Run]]
 
@@ -69,6 +70,17 @@ def test_a_finished_run_leads_to_what_it_has_produced(browser: Browser, make_job
         assert 'href="/deployments/deployment_1">mine</a>' in shown
         assert 'href="/chat?a=mine"' in shown
     assert f'href="/runs/{train.id}"' in browser.get(f"/runs/{deploy.id}").text
+
+
+@pytest.mark.parametrize("kind", StageKind)
+def test_a_run_of_any_kind_that_has_produced_nothing_yet_is_shown(
+    browser: Browser, make_job: MakeJob, kind: StageKind
+) -> None:
+    (run,) = make_job(RunStatus.queued)
+    with transaction() as session:
+        session.get_one(Run, run.id).stage = kind
+    for page in (f"/jobs/{run.job_id}", f"/runs/{run.id}"):
+        assert browser.get(page).status_code == 200
 
 
 def test_an_evaluation_run_leads_to_its_rows_with_the_verdict(browser: Browser, tmp_path: Path) -> None:
