@@ -72,15 +72,14 @@ def test_a_finished_run_leads_to_what_it_has_produced(browser: Browser, make_job
     assert f'href="/runs/{train.id}"' in browser.get(f"/runs/{deploy.id}").text
 
 
-@pytest.mark.parametrize("kind", StageKind)
-def test_a_run_of_any_kind_that_has_produced_nothing_yet_is_shown(
-    browser: Browser, make_job: MakeJob, kind: StageKind
-) -> None:
-    (run,) = make_job(RunStatus.queued)
+def test_runs_that_have_produced_nothing_yet_are_shown(browser: Browser, make_job: MakeJob) -> None:
+    kinds = (StageKind.prepare, StageKind.evaluate, StageKind.compare, StageKind.gate, StageKind.deploy)
+    runs = make_job(*[RunStatus.queued] * len(kinds))
     with transaction() as session:
-        session.get_one(Run, run.id).stage = kind
-    for page in (f"/jobs/{run.job_id}", f"/runs/{run.id}"):
-        assert browser.get(page).status_code == 200
+        for run, kind in zip(runs, kinds, strict=True):
+            session.get_one(Run, run.id).stage = kind
+    for address in (f"/jobs/{runs[0].job_id}", *(f"/runs/{run.id}" for run in runs)):
+        assert browser.get(address).status_code == 200
 
 
 def test_an_evaluation_run_leads_to_its_rows_with_the_verdict(browser: Browser, tmp_path: Path) -> None:
