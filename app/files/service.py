@@ -27,6 +27,8 @@ from trainers.runtime.verified_files import hash_file
 MAX_DATASET_NAME = 200
 MAX_FILENAME = 512
 BYTES = "application/octet-stream"
+# Of the files that this service writes; the names of others are not kept.
+MEDIA_TYPES = {".jsonl": datasets.JSONL, ".csv": "text/csv; charset=utf-8"}
 
 
 class FileNotFound(NotFound):
@@ -153,9 +155,10 @@ def find_content(file_id: str) -> Download:
         return datasets.find_content(file.dataset_id)
     artifact, sha256 = file.artifact, file.sha256
     assert artifact is not None and sha256 is not None, "a file has a dataset or an artifact"
+    suffix = Path(file.filename).suffix
     return Download(
-        filename=f"{file.id}.jsonl" if file.filename.endswith(".jsonl") else file.id,
-        media_type=datasets.JSONL if file.filename.endswith(".jsonl") else BYTES,
+        filename=f"{file.id}{suffix}" if suffix in MEDIA_TYPES else file.id,
+        media_type=MEDIA_TYPES.get(suffix, BYTES),
         size_bytes=file.size_bytes,
         etag=f'"{sha256}"',
         open=lambda part: read_stored(artifact, sha256, part),

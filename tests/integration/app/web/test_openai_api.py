@@ -78,6 +78,8 @@ def test_a_fine_tuning_job_links_to_everything_behind_it(browser: Browser, tmp_p
         assert f'href="{link}' in shown, link
     assert ":ckpt-step-200<" in shown and "learning_rate_multiplier" in shown
     assert "out of memory" in browser.get(f"/fine-tuning/{ids['failed']}").text
+    (results,) = re.findall(r'href="(/files/[^"]+)" download aria-label="Download step_metrics.csv"', shown)
+    assert browser.get(results).headers["content-disposition"].endswith('.csv"')
     found = browser.get("/fine-tuning?metadata=team:news").text.count("<tr id=")
     assert (found, browser.get("/fine-tuning?metadata=team:x").text.count("<tr id=")) == (4, 0)
 
