@@ -8,6 +8,7 @@ from sqlmodel import select
 from starlette.testclient import TestClient
 
 from app.aliases.promotions import begin_next_step, begin_promotion, shift_targets
+from app.promotions.service import list_promotions, list_unfinished_promotions
 from app.routing_table.traffic import read_traffic
 from app.runs import lifecycle
 from app.storage.database import read_session, transaction
@@ -248,3 +249,14 @@ def test_an_alias_has_one_promotion_at_a_time_and_its_job_can_be_deleted(
         lifecycle.move(session, begun.id, RunStatus.failed)
     for job_id in (other["id"], begun.job_id):
         assert client.delete(f"/api/v1/jobs/{job_id}").status_code == 204
+
+
+def test_a_promotion_is_read_with_the_traffic_of_its_step(client: TestClient, begun: Run) -> None:
+    promotion = promotion_of(begun)
+    report(client, promotion.version, promotion.deployment_id, succeeded=9, failed=1)
+    with read_session() as session:
+        [found], others = list_promotions(session, "prod"), list_promotions(session, "other")
+        [unfinished] = list_unfinished_promotions(session)
+    assert (found.run_id, found.is_active, others) == (begun.id, True, []) and unfinished == found
+    assert [step.state for step in found.steps] == ["current", "planned"]
+    assert (found.steps[0].measured["requests"], found.steps[0].conditions[0]["state"]) == (10, "undecided")

@@ -20,6 +20,12 @@ def _map_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_OPENAI_MODELS", json.dumps({"gpt-4o-mini": "org/tiny"}))
 
 
+def show_own_job(browser: Browser, shown: str) -> str:
+    """Return the page of the job behind a batch or a fine-tuning job."""
+    (own,) = re.findall(r'href="(/jobs/job_\w+)"', shown)
+    return browser.get(own).text
+
+
 def run_example(browser: Browser, page: str) -> str:
     """Run the lines that an empty list shows, with this service in the place of its address."""
     shown = re.search(r'<pre id="example"[^>]*><code>(.*?)</code>', browser.get(page).text, re.DOTALL)
@@ -39,6 +45,7 @@ def test_the_lines_of_an_empty_list_create_a_batch(browser: Browser) -> None:
     assert f'href="/batches/{batch_id}"' in browser.get("/batches").text
     shown = browser.get(f"/batches/{batch_id}").text
     assert ">Validating<" in shown and "requests.jsonl" in shown and "No live worker" in shown
+    assert f'href="/batches/{batch_id}"' in show_own_job(browser, shown)
 
 
 def test_the_lines_of_an_empty_list_create_a_fine_tuning_job(browser: Browser) -> None:
@@ -47,6 +54,7 @@ def test_the_lines_of_an_empty_list_create_a_fine_tuning_job(browser: Browser) -
     assert f'href="/fine-tuning/{job_id}"' in browser.get("/fine-tuning").text
     shown = browser.get(f"/fine-tuning/{job_id}").text
     assert ">Queued<" in shown and "train.jsonl" in shown and "Created fine-tuning job" in shown
+    assert f'href="/fine-tuning/{job_id}"' in show_own_job(browser, shown)
 
 
 def test_a_batch_shows_its_faults_by_line_and_its_files(browser: Browser, tmp_path: Path) -> None:
