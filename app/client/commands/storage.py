@@ -24,14 +24,14 @@ def storage(
             found = client.storage.get()
             print_json(found) if as_json else _print_use(found)
             return
-        result = client.storage.collect(dry_run=True) if not yes else None
-        if result is not None and collect and not result.error:
+        result = client.storage.collect(dry_run=True)
+        removes = collect and result.report is not None and bool(result.report["removed"])
+        if removes and not yes:
             if not as_json:
                 _print_removed(result)
             typer.confirm("Remove it now?", abort=True, err=True)
-        if collect and (result is None or not result.error):
+        if removes:
             result = client.storage.collect(dry_run=False)
-    assert result is not None
     print_json(result) if as_json else _print_removed(result)
     if result.error:
         note(result.error)
