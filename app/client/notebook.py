@@ -116,7 +116,8 @@ def draw_report(name: str, report: Any) -> str:
     # Imported here, because `import tunesmith` does not need it.
     from trainers.data.faults import share_by_code
 
-    count = f"{report.row_count:,} rows, {report.fault_count:,} faults, {report.warning_count:,} warnings"
+    counts = {"row": report.row_count, "fault": report.fault_count, "warning": report.warning_count}
+    count = ", ".join(f"{n:,} {noun}{'' if n == 1 else 's'}" for noun, n in counts.items())
     rows = [
         [_text("" if one.line is None else one.line), _text(one.code), _text(one.message)]
         for one in share_by_code([*report.faults, *report.warnings], MAX_FAULTS)

@@ -171,7 +171,7 @@ def _next_after_check(report: DataReport, path: str) -> list[str]:
     if report.trainable:
         duplicates = report.warning_counts.get("duplicate_row", 0)
         repair = (
-            [f"repair_data with remove_duplicates=true: {duplicates} rows stand twice"] if duplicates else []
+            [f"repair_data with remove_duplicates=true: duplicate rows: {duplicates}"] if duplicates else []
         )
         return [*repair, f"push_data path={path}"]
     if "wrong_encoding" in report.fault_counts:

@@ -83,8 +83,8 @@ def _convert_records(table: "_Table", writer: LineWriter) -> None:
         else:
             writer.add_fault(
                 FaultCode.wrong_columns,
-                f"{place} has {len(cells)} cells, but the header has {len(names)}: quote a cell that "
-                "contains the delimiter, or correct the row.",
+                f"{place} has {len(cells)} {'cell' if len(cells) == 1 else 'cells'}, but the header has "
+                f"{len(names)}: quote a cell that contains the delimiter, or correct the row.",
             )
 
 
