@@ -38,6 +38,7 @@ from trainers.configs.training import ChatTemplateName, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
+NAME_PREFIX = "preflight of "
 CHECKED = [
     kind
     for kind in StageKind
@@ -83,7 +84,7 @@ def create_preflight(
             hint=f"Preflight checks the stages {', '.join(CHECKED)}.",
         )
     preflight_spec = JobCreate(
-        name=f"preflight of {spec.name}"[:200],
+        name=f"{NAME_PREFIX}{spec.name}"[:200],
         labels=spec.labels,
         priority=100,
         queue=spec.queue,

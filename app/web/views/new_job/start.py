@@ -11,9 +11,11 @@ from app.datasets import service as datasets
 from app.http.paging import PageQuery
 from app.jobs import service
 from app.jobs.examples import ARITHMETIC_JOB, JOB_EXAMPLES
+from app.jobs.preflight import NAME_PREFIX
 from app.models import service as models
 from app.models.lineage import UNKNOWN_DATASET, make_evaluation_spec, make_next_spec
 from app.models.starter import STARTER
+from app.runs.names import make_full_name
 from app.storage.database import read_session
 from app.tables import Dataset
 from app.web.url_state import encode_query
@@ -33,6 +35,8 @@ STARTER_COMPLETION = 64
 FINAL_NUMBER = re.compile(r"####\s*-?[0-9]")
 TEXT_METRICS = ["chrf", "exact_match"]
 SAMPLED_ROWS = 20
+# The names of the parts that a `prepare` stage has made for a preflight.
+PREFLIGHT_DATASETS = make_full_name(NAME_PREFIX, "")
 
 
 class JobGoal(StrEnum):
@@ -95,11 +99,15 @@ def start_spec(source: str | None, example: str | None, dataset_id: str | None, 
 
 
 def _find_dataset(session: Session, dataset_id: str | None) -> Dataset | None:
-    """Return the dataset with this id, or else the newest that jobs can use."""
+    """Return the dataset with this id, or else the newest that a person would train on."""
     if dataset_id is not None:
         return datasets.get_dataset(session, dataset_id)
     newest, _ = datasets.list_datasets(session, PageQuery(limit=20), None, None)
-    return next((each for each in newest if each.trainable), None)
+    return next((each for each in newest if _is_suggested(each)), None)
+
+
+def _is_suggested(dataset: Dataset) -> bool:
+    return dataset.trainable and not dataset.name.startswith(PREFLIGHT_DATASETS)
 
 
 def plan_goal(goal: JobGoal, dataset: Dataset | None, reference: str | None) -> Spec:
@@ -160,4 +168,4 @@ def name_dataset(session: Session, dataset: Dataset) -> str:
 def suggest_datasets(session: Session) -> Sequence[str]:
     """Return the names of the newest datasets that jobs can use."""
     newest, _ = datasets.list_datasets(session, PageQuery(limit=MAX_SUGGESTIONS), None, None)
-    return list(dict.fromkeys(each.name for each in newest if each.trainable))
+    return list(dict.fromkeys(each.name for each in newest if _is_suggested(each)))

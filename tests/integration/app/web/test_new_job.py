@@ -11,6 +11,7 @@ from sqlmodel import func, select
 
 from app.jobs.examples import JOB_EXAMPLES
 from app.models.starter import find_progress_file
+from app.runs.names import make_full_name
 from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Job, Run, RunStatus, Scope
@@ -59,6 +60,8 @@ def count_jobs() -> int:
 def test_a_form_begins_with_the_newest_dataset_or_asks_for_one(browser: Browser) -> None:
     assert "There is no dataset that a job can use yet." in browser.get("/jobs/new").text
     seeded_datasets.add_dataset()
+    assert shown_spec(browser.get("/jobs/new").text)["stages"][0]["dataset"] == "ko-chat"
+    seeded_datasets.add_dataset(f"{make_full_name('preflight of mine', 'prepare')}-test", n=3)
     assert shown_spec(browser.get("/jobs/new").text)["stages"][0]["dataset"] == "ko-chat"
 
 
