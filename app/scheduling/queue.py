@@ -7,7 +7,6 @@ that is lost, late or sent twice costs latency but no work.
 import logging
 import os
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -23,6 +22,7 @@ from app.scheduling.incidents import Incident
 from app.scheduling.notifier import Notifier
 from app.settings import Settings, get_settings
 from trainers.configs import Queue
+from trainers.runtime.once import Once
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def create_celery(settings: Settings) -> Celery:
     return celery
 
 
-@lru_cache
+@Once
 def get_celery() -> Celery:
     """Return the process's Celery app."""
     return create_celery(get_settings())
@@ -175,7 +175,7 @@ def check_broker() -> None:
     get_notify_incident().resolve()
 
 
-@lru_cache
+@Once
 def get_notify_incident() -> Incident:
     """Return the incident of notifications that this process cannot send."""
     return Incident("notification", consequence="; workers find runs by polling meanwhile")
@@ -204,7 +204,7 @@ def notify_after_commit(session: Session, queue: Queue) -> None:
     session.info.setdefault(_PENDING, set()).add(queue)
 
 
-@lru_cache
+@Once
 def get_notifier() -> Notifier:
     """Return the process's sender of notifications."""
     return Notifier(notify)

@@ -34,6 +34,7 @@ from sqlmodel import Session, SQLModel
 
 from app.settings import get_settings
 from app.storage import sqlite
+from trainers.runtime.once import Once
 
 # A client waits for a connection and for a lock for seconds, and then gets 503.
 POOL_TIMEOUT_SECONDS = 5
@@ -59,7 +60,7 @@ POSTGRESQL_OPTIONS = {
 Rows = Mapping[type[SQLModel], Sequence[Mapping[str, Any]]]
 
 
-@lru_cache
+@Once
 def get_engine() -> Engine:
     """Return the process's connection pool."""
     settings = get_settings()

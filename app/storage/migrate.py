@@ -3,7 +3,6 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -14,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 import migrations
 from app.settings import get_settings
+from trainers.runtime.once import Once
 
 # Any fixed number: it names the advisory lock that migrating processes take in turn.
 POSTGRESQL_LOCK_ID = 7_481_100
@@ -79,7 +79,7 @@ def alembic_config(connection: Connection) -> Config:
     return alembic
 
 
-@cache
+@Once
 def _scripts() -> ScriptDirectory:
     """Return the migrations of this version, which the process reads once: the readiness check needs them."""
     return ScriptDirectory(str(Path(migrations.__file__).parent))

@@ -153,9 +153,9 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
 def clear_caches() -> None:
     """Clear the caches, so that the next call reads the environment again."""
     assert queue.get_notifier().wait(30), "a notification of this test would be sent in the next one"
-    if database.get_engine.cache_info().currsize:
-        _close_connections(database.get_engine())
-    caches = (get_settings, database.get_engine, queue.get_celery, queue.get_notify_incident)
+    if (engine := database.get_engine.cache_clear()) is not None:
+        _close_connections(engine)
+    caches = (get_settings, queue.get_celery, queue.get_notify_incident)
     for cached in (*caches, opening.get_store):
         cached.cache_clear()
     incidents._OPEN.clear()
