@@ -18,11 +18,11 @@ from kombu.utils.json import dumps, loads
 from sqlalchemy import event
 from sqlmodel import Session
 
+from app.once import Once
 from app.scheduling.incidents import Incident
 from app.scheduling.notifier import Notifier
 from app.settings import Settings, get_settings
 from trainers.configs import Queue
-from trainers.runtime.once import Once
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Session, SQLModel
 
+from app.once import Once
 from app.settings import get_settings
 from app.storage import sqlite
-from trainers.runtime.once import Once
 
 # A client waits for a connection and for a lock for seconds, and then gets 503.
 POOL_TIMEOUT_SECONDS = 5

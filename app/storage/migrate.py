@@ -12,8 +12,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 import migrations
+from app.once import Once
 from app.settings import get_settings
-from trainers.runtime.once import Once
 
 # Any fixed number: it names the advisory lock that migrating processes take in turn.
 POSTGRESQL_LOCK_ID = 7_481_100

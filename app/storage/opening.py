@@ -1,12 +1,12 @@
 """The artifact store that the settings name: a disk, a bucket, the API, or another file system of fsspec."""
 
+from app.once import Once
 from app.settings import Settings, get_settings
 from app.storage.api_store.client import SCHEMES, ArtifactsApi
 from app.storage.api_store.store import ApiArtifactStore
 from app.storage.artifacts import ArtifactStore
 from app.storage.s3.client import SCHEME
 from app.storage.s3.files import open_bucket
-from trainers.runtime.once import Once
 
 # Files that this host has verified before.
 VERIFIED = "verified-files.log"

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import httpx2
@@ -13,7 +14,6 @@ from trainers.configs.engines import EngineKind, EngineOptions, EngineTask, Pool
 from trainers.modeling.model_source import OFFLINE
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-from trainers.runtime.once import Once
 
 HEALTH_TIMEOUT_SECONDS = 2.0
 # Large weights may be read over a network.
@@ -255,7 +255,7 @@ def send_request(url: str, body: Any, timeout_seconds: float) -> Any:
     )
 
 
-@Once
+@cache
 def _client() -> httpx2.Client:
     """Return a client that opens a connection for each request, so that engines may restart in between.
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trainers.runtime.once import Once
+from app.once import Once
 
 N_THREADS = 8
 
