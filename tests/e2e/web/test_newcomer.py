@@ -7,6 +7,8 @@ test prints the clicks and the seconds of each part.
 import csv
 import io
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.platform import Platform
+from tests.e2e.platform import ROOT, Platform
 from tests.e2e.web.conftest import Pages, find_violations
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
@@ -82,9 +84,17 @@ def write_files(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def walk(tmp_path: Path, starter: Path, chromium: Browser) -> Iterator[Walk]:
+def example_model(tmp_path: Path) -> Path:
+    """Return the example model as a service trains it; that of other tests has learned too little."""
+    out = tmp_path / "example" / "starter"
+    subprocess.run([sys.executable, "-m", "trainers.starter", "--out", str(out)], check=True, cwd=ROOT)
+    return out
+
+
+@pytest.fixture
+def walk(tmp_path: Path, example_model: Path, chromium: Browser) -> Iterator[Walk]:
     """Yield a person at the first page of a service with a worker and the example model."""
-    platform = Platform(tmp_path / "data", starter)
+    platform = Platform(tmp_path / "data", example_model)
     try:
         platform.start_service("--with-examples")
         pages = Pages(platform, chromium, {})
@@ -99,7 +109,7 @@ def walk(tmp_path: Path, starter: Path, chromium: Browser) -> Iterator[Walk]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_newcomer_gets_from_a_raw_file_to_a_better_model_by_the_page_alone(
     walk: Walk, tmp_path: Path
 ) -> None:
@@ -130,7 +140,8 @@ def test_a_newcomer_gets_from_a_raw_file_to_a_better_model_by_the_page_alone(
         expect(page.locator('[data-chart="loss"] canvas')).to_be_visible()
         expect(page.locator("#log")).to_contain_text("step 10 of 120")
         expect(page.locator("h1")).to_contain_text("Succeeded")
-        assert lowest_and_first_loss(page) < (1.0, 9.0)
+        lowest, first = lowest_and_first_loss(page)
+        assert lowest < first / 2
     with walk.part("evaluation and comparison with the base"):
         walk.click("link", re.compile("evaluate"), ".run-stages")
         walk.click("link", re.compile("maths_exact_match"), ".run-outcome")
