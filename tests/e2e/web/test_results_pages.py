@@ -2,10 +2,10 @@
 
 from playwright.sync_api import expect
 
-from app.evaluations.service import EvaluationFilters, list_evaluations
+from app.evaluations.service import EvaluationFilters, get_evaluation, list_evaluations
 from app.http.paging import PageQuery
 from app.storage.database import read_session
-from tests.e2e.web.conftest import Pages
+from tests.e2e.web.conftest import Pages, find_violations
 from tests.integration.app.web import seeded_results
 
 
@@ -50,3 +50,14 @@ def test_a_new_evaluation_keeps_what_is_chosen(pages: Pages) -> None:
     seeded_results.add_many_evaluations(found[0], 1)
     expect(page.locator("#evaluations tr")).to_have_count(2)
     assert [box.is_checked() for box in page.locator("#evaluations input").all()] == [False, True]
+
+
+def test_what_a_run_has_produced_is_accessible(pages: Pages) -> None:
+    with read_session() as session:
+        run_id = get_evaluation(session, find_evaluation()).run_id
+    page = pages.open(f"/runs/{run_id}")
+    expect(page.locator(".run-outcome .verdict")).to_be_visible()
+    assert find_violations(page) == []
+    page.locator(".crumbs a").last.click()
+    expect(page.locator("#runs .verdict")).to_be_visible()
+    assert find_violations(page) == []
