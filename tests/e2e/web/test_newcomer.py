@@ -26,7 +26,7 @@ SECONDS = 300_000
 # The lines at which rows with a fault are planted, and the reason that the page shows.
 FAULTS = {
     12: ("Mo has 2 hats.,\n", "answer is empty"),
-    26: ("A row with one cell\n", "has 1 cells"),
+    26: ("A row with one cell\n", "has 1 cell, "),
     41: ("Ada has 3 figs, and picks 2 more.,So 3 + 2 = 5. #### 5\n", "has 3 cells"),
     61: (",So 3 + 2 = 5. #### 5\n", "question is empty"),
 }
