@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import select
@@ -25,7 +26,7 @@ class HostMachine:
         """The id of the newest worker: names of hosts are not unique ids."""
         return self.workers[0].id
 
-    @property
+    @cached_property
     def newest(self) -> WorkerView:
         """The worker that has described the host last."""
         return next((worker for worker in self.workers if worker.alive), self.workers[0])
@@ -40,7 +41,7 @@ class HostMachine:
         """Whether a worker is alive, and none holds a run or a deployment."""
         return self.alive and not any(worker.runs or worker.deployments for worker in self.workers)
 
-    @property
+    @cached_property
     def gpus(self) -> list[dict[str, Any]]:
         """The GPUs that its workers use, each once."""
         workers = [worker for worker in self.workers if worker.alive == self.alive]

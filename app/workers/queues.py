@@ -34,9 +34,9 @@ def list_queues(session: Session, alive: AliveWorkers) -> list[QueueView]:
     unfinished = col(Run.status).in_([RunStatus.queued, *HELD])
     rows = session.execute(select(col(Run.queue), *columns).where(unfinished).group_by(col(Run.queue)))
     counts = {row[0]: row[1:] for row in rows}
-    views = []
+    views, sums = [], sum_slots(session, workers)
     for queue in Queue:
-        slots, free = sum_slots(session, workers, queue)
+        slots, free = sums[queue]
         running, waiting, later = counts.get(queue, (0, 0, 0))
         views.append(
             QueueView(

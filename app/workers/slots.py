@@ -30,17 +30,18 @@ def count_free_slots(session: Session, workers: Sequence[Worker]) -> FreeSlots:
     }
 
 
-def sum_slots(session: Session, workers: Sequence[Worker], queue: Queue) -> tuple[int, int]:
-    """Return the slots of all live workers of a queue, and how many of them are free; GPUs count once."""
-    serving = [worker for worker in workers if queue in worker.queues]
-    used = _count_used_slots(session, [worker.id for worker in workers]) if serving else Counter()
-    if queue is Queue.cuda:
-        groups = _group_by_host(workers).values()
-        n_gpus = sum(len(_list_gpu_ids(group)) for group in groups)
-        return n_gpus, sum(_count_free_gpus(group, used) for group in groups)
-    slots = [_count_slots(worker, queue) for worker in serving]
-    free = [max(0, n - used[worker.id, queue]) for n, worker in zip(slots, serving, strict=True)]
-    return sum(slots), sum(free)
+def sum_slots(session: Session, workers: Sequence[Worker]) -> dict[Queue, tuple[int, int]]:
+    """Return the slots of all live workers of each queue, and how many of them are free; GPUs count once."""
+    used = _count_used_slots(session, [worker.id for worker in workers])
+    groups = _group_by_host(workers).values()
+    sums: dict[Queue, tuple[int, int]] = {}
+    for queue in Queue:
+        slots = {worker.id: _count_slots(worker, queue) for worker in workers if queue in worker.queues}
+        free = sum(max(0, n - used[worker_id, queue]) for worker_id, n in slots.items())
+        sums[queue] = sum(slots.values()), free
+    n_gpus = sum(len(_list_gpu_ids(group)) for group in groups)
+    sums[Queue.cuda] = n_gpus, sum(_count_free_gpus(group, used) for group in groups)
+    return sums
 
 
 def count_gpus(worker: Worker) -> int:

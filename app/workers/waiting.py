@@ -20,16 +20,34 @@ MAX_COUNTED_AHEAD = 1000
 
 
 class FreeCapacity:
-    """The live workers and their free slots, which are counted once, and only if a run needs them."""
+    """The live workers, those that can take each kind of run, and their free slots, each found once."""
 
     def __init__(self, session: Session, workers: Sequence[Worker]) -> None:
         self._session = session
         self.workers = workers
+        self._missing: dict[tuple[object, ...], str | None] = {}
+        self._most_free: dict[tuple[object, ...], tuple[int, int]] = {}
 
     @cached_property
     def slots(self) -> FreeSlots:
         """The free slots, by the worker's id and the queue."""
         return count_free_slots(self._session, self.workers)
+
+    def explain_missing(self, run: Run) -> str | None:
+        """Return why none of the workers can take a run; None if one can."""
+        needs = run.queue, run.stage, run.device_count, run.capability, run.nodes
+        if needs not in self._missing:
+            self._missing[needs] = explain_missing_worker(self.workers, *needs)
+        return self._missing[needs]
+
+    def count_capable(self, run: Run) -> tuple[int, int]:
+        """Return the number of workers that can take a run, and the most slots that are free on one."""
+        needs = run.queue, run.stage, run.device_count, run.capability
+        if needs not in self._most_free:
+            capable = filter_capable_workers(self.workers, *needs)
+            most_free = max(self.slots[worker.id][run.queue] for worker in capable)
+            self._most_free[needs] = len(capable), most_free
+        return self._most_free[needs]
 
 
 def explain_waiting(
@@ -51,9 +69,7 @@ def explain_waiting(
         reasons[run.id] = (
             _explain_needs(runs, needs.get(run.id, ()))
             or (explain_host_wait(session, run.job_id) if run.own_host else None)
-            or explain_missing_worker(
-                capacity.workers, run.queue, run.stage, run.device_count, run.capability, run.nodes
-            )
+            or capacity.explain_missing(run)
             or _explain_disk_wait(run)
             or _explain_retry_delay(session, run)
             or _explain_busy_workers(session, run, capacity, ahead)
@@ -69,6 +85,8 @@ def count_ahead(session: Session, run: Run) -> int:
 
 
 def _explain_needs(runs: Sequence[Run], needs: Sequence[RunNeed]) -> str | None:
+    if not needs:
+        return None
     required = {need.needed_id: need.required_status for need in needs}
     waiting = [
         f"{run.name!r}, which is {run.status}"
@@ -101,12 +119,10 @@ def _explain_retry_delay(session: Session, run: Run) -> str | None:
 def _explain_busy_workers(
     session: Session, run: Run, capacity: FreeCapacity, ahead: Mapping[str, int] | None
 ) -> str | None:
-    workers, free = capacity.workers, capacity.slots
-    capable = filter_capable_workers(workers, run.queue, run.stage, run.device_count, run.capability)
     n_needed = run.device_count if run.queue is Queue.cuda else min(run.device_count, 1)
     if run.nodes > 1:
-        return explain_busy_nodes(workers, run, free)
-    most_free = max(free[worker.id][run.queue] for worker in capable)
+        return explain_busy_nodes(capacity.workers, run, capacity.slots)
+    n_capable, most_free = capacity.count_capable(run)
     if n_needed <= most_free:
         return None
     n_ahead = count_ahead(session, run) if ahead is None else ahead[run.id]
@@ -114,10 +130,10 @@ def _explain_busy_workers(
     if most_free > 0:
         needs = f"it needs {n_needed} GPUs"
         busy = f"{needs}, and no worker on queue {run.queue} has more than {most_free} free"
-    elif len(capable) == 1:
+    elif n_capable == 1:
         busy = f"the only worker on queue {run.queue} is busy"
     else:
-        busy = f"all {len(capable)} workers on queue {run.queue} are busy"
+        busy = f"all {n_capable} workers on queue {run.queue} are busy"
     if n_ahead == 0:
         return f"This run is the next one; {busy}."
     runs = "1 run is" if n_ahead == 1 else f"{n_ahead}{more} runs are"

@@ -47,4 +47,7 @@ def test_machines_of_clouds_are_accessible_at_every_width(pages: Pages, ids: dic
     page.locator("#key").fill(secret)
     page.locator("#key").press("Enter")
     page.wait_for_url("**/hosts/clouds")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator("#launch summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     pages.look("/hosts/clouds", "clouds", storage_state=page.context.storage_state())
