@@ -74,7 +74,7 @@ VIEWS = [
         lambda runs: f"/api/v1/runs/{runs['ko-en-news'][0].id}/checkpoints",
     ),
     MeasuredView("deployments", lambda _: "/deployments", lambda _: "/api/v1/deployments"),
-    # The page shows queues and clouds as well, so the list of workers is a strict measure.
+    # The page has half as many workers as the list, and queues, waiting runs and machines of clouds besides.
     MeasuredView("hosts", lambda _: "/hosts", lambda _: "/api/v1/workers?stopped=false"),
     MeasuredView(
         "queue, 1,000 waiting", lambda _: "/hosts/queues/cuda", lambda _: "/api/v1/queues/cuda/waiting"

@@ -28,6 +28,8 @@ from app.workers.schemas import QueueView, WaitingRunView
 from trainers.configs import Queue
 
 PARTS = "hosts/parts.jinja"
+# A host is several lines high.
+N_WORKERS = 25
 # Of each queue, and of the deployments; a queue has a page with all.
 N_NEXT = 3
 
@@ -100,7 +102,7 @@ def delete_worker(request: Request, session: WriteSession, worker_id: WorkerId) 
 
 def _overview(filters: HostFilters) -> LiveView[HostOverview]:
     def load(session: Session) -> HostOverview:
-        settings, page = get_settings(), PageQuery(after=filters.after)
+        settings, page = get_settings(), PageQuery(limit=N_WORKERS, after=filters.after)
         rows, after = service.list_workers(
             session, settings, page, only_alive=False, stopped=filters.shown == "all"
         )
