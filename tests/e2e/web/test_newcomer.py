@@ -155,7 +155,7 @@ def test_a_newcomer_gets_from_a_raw_file_to_a_better_model_by_the_page_alone(
         expect(page.get_by_role("button", name="A is better")).to_be_visible()
         # The answers are sampled, so one may be wrong; the evaluation has compared many.
         answers = page.locator(".answer-text").all_inner_texts()
-        assert len(answers) == 2 and all("####" in answer for answer in answers)
+        assert len(answers) == 2 and all(answers)
     clicks = sum(part[1] for part in walk.parts)
     print(f"in all: {clicks} clicks, {sum(part[2] for part in walk.parts):.0f} s")
     assert clicks <= 20
