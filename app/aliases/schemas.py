@@ -10,6 +10,7 @@ from app.tables import DeploymentStatus
 from trainers.configs import Config
 from trainers.configs.base import DeploymentName
 
+MAX_TARGETS = 20
 UPDATE_EXAMPLES = {
     "whole": {"summary": "All requests to one deployment", "value": {"targets": [{"deployment": "starter"}]}},
     "canary": {
@@ -38,7 +39,7 @@ class AliasUpdate(Config):
     """The new targets of an alias."""
 
     targets: list[AliasTarget] = Field(
-        min_length=1, max_length=20, description="Deployments that serve the alias's requests."
+        min_length=1, max_length=MAX_TARGETS, description="Deployments that serve the alias's requests."
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from sqlmodel import Session, col
 
 from app.aliases.changes import create_alias, find_version, write_targets
 from app.aliases.promotions import list_others, shift_targets
-from app.aliases.schemas import AliasTarget, AliasTargetView, AliasUpdate, AliasView
+from app.aliases.schemas import MAX_TARGETS, AliasTargetView, AliasUpdate, AliasView
 from app.aliases.targets import find_name_holders
 from app.deployments.lifecycle import LIVE
 from app.http.errors import Conflict, NotFound, field_error
@@ -29,14 +29,22 @@ def give_share(session: Session, name: str, deployment: str, share: float, chang
 
     Raises AliasNotFound, UnprocessableContent, and the errors of `update_alias`.
     """
+    # The present shares are part of the new ones.
+    lock_name(session, name)
     alias = get_alias(session, name)
     if not list_others(alias.targets, deployment) and share < 1:
         raise field_error(
             "deployment",
             f"The alias {name!r} routes to {deployment!r} alone: give a share to another deployment.",
         )
-    targets = [AliasTarget(**each) for each in shift_targets(alias.targets, deployment, share)]
-    return update_alias(session, name, AliasUpdate(targets=targets), changed_by)
+    targets = shift_targets(alias.targets, deployment, share)
+    if len(targets) > MAX_TARGETS:
+        raise field_error(
+            "deployment",
+            f"The alias {name!r} has {MAX_TARGETS} deployments, and none can be added: give one of them 100 %, "
+            f"or set all shares with PUT /api/v1/aliases/{name}.",
+        )
+    return _set_targets(session, name, targets, changed_by)
 
 
 class NothingToRestore(Conflict):
@@ -53,8 +61,9 @@ def roll_back_alias(session: Session, name: str, version: int | None, changed_by
         NothingToRestore: The alias has no such version.
         NameIsDeployment, TargetNotReady: The targets cannot be restored now.
     """
+    lock_name(session, name)
     alias = get_alias(session, name)
-    number = version if version is not None else _previous_version(session, alias)
+    number = version if version is not None else find_previous_version(session, alias)
     found = find_version(session, name, number)
     if found is None:
         raise NothingToRestore(
@@ -62,6 +71,16 @@ def roll_back_alias(session: Session, name: str, version: int | None, changed_by
             hint=f"List its versions: GET /api/v1/aliases/{name}/history.",
         )
     return _set_targets(session, name, found.targets, changed_by, number)
+
+
+def find_previous_version(session: Session, alias: Alias) -> int:
+    """Return the number of the version before the current one, or before the one that that restored.
+
+    It is 0 for an alias that has no earlier targets.
+    """
+    current = find_version(session, alias.name, alias.version)
+    assert current is not None, "every change is recorded"
+    return (current.restored_version or current.version) - 1
 
 
 class AliasNotFound(NotFound):
@@ -173,13 +192,6 @@ def _check_targets_are_ready(session: Session, name: str, targets: Sequence[dict
         raise field_error(
             "targets", "Some of these deployments generate text, and others compute embeddings."
         )
-
-
-def _previous_version(session: Session, alias: Alias) -> int:
-    """Return the version before the current one, or before the one that the current one restored."""
-    current = find_version(session, alias.name, alias.version)
-    assert current is not None, "every change is recorded"
-    return (current.restored_version or current.version) - 1
 
 
 def _view_target(target: dict[str, Any], holder: Deployment | None) -> AliasTargetView:

@@ -1,7 +1,7 @@
 """The response body of every error, and the conversion of exceptions to it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -183,7 +183,7 @@ def _locate(error: Any, body: Any) -> tuple[tuple[str, ...], tuple[str, ...], st
     member = ""
     for position, part in enumerate(parts):
         missing = error["type"] == "missing" and position == len(parts) - 1
-        present = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        present = part in body if isinstance(body, Mapping) else isinstance(body, list) and isinstance(part, int)
         if not present and not missing:
             union, member = tuple(path), str(part)
             continue

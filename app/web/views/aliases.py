@@ -49,6 +49,8 @@ class AliasDetails:
     """An alias with its promotions and a page of its versions, and the deployments that can get a share."""
 
     alias: AliasView
+    previous: int
+    """The version that a rollback restores: a form that is sent twice goes back once. 0 without one."""
     candidates: Sequence[str]
     promotions: Sequence[PromotionView]
     versions: Sequence[AliasVersionView]
@@ -214,6 +216,7 @@ def _page_view(name: str, after: str | None) -> LiveView[AliasDetails]:
         versions, following = service.list_alias_versions(session, name, PageQuery(limit=20, after=after))
         return AliasDetails(
             alias=service.view_alias(session, alias),
+            previous=service.find_previous_version(session, alias),
             candidates=[each.name for each in list_candidates(session, alias)],
             promotions=list_promotions(session, name),
             versions=[AliasVersionView.model_validate(version) for version in versions],

@@ -1,10 +1,13 @@
 """Aliases over HTTP."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.aliases.service import give_share
+from app.storage.database import transaction
 from app.tables import DeploymentStatus
 from tests.integration.app.test_deployments import insert_row, request
 
@@ -105,3 +108,22 @@ def test_a_job_cannot_deploy_under_the_name_of_an_alias(client: TestClient) -> N
     refused = client.post("/api/v1/jobs", json={"name": "job", "stages": [deploy]})
     assert refused.status_code == 422
     assert refused.json()["error"]["fields"][0]["field"] == "stages.0.deployment"
+
+
+def give(deployment: str, share: float) -> None:
+    with transaction() as session:
+        give_share(session, "prod", deployment, share, None)
+
+
+def test_shares_that_are_given_at_the_same_time_are_all_kept(client: TestClient) -> None:
+    for name in "abc":
+        insert_row(name=name)
+    put_alias(client, a=1)
+    with ThreadPoolExecutor(1) as pool, transaction() as session:
+        give_share(session, "prod", "b", 0.1, None)
+        second = pool.submit(give, "c", 0.5)
+        with pytest.raises(TimeoutError):
+            second.result(0.3)
+        session.commit()
+        second.result()
+    assert get_shares(client) == pytest.approx({"a": 0.45, "b": 0.05, "c": 0.5})

@@ -51,6 +51,28 @@ def test_a_canary_gets_its_share_and_a_version_is_restored(browser: Browser) -> 
     assert unready.status_code == 409 and "no deployment of this name is ready" in unready.text
 
 
+def test_a_rollback_that_is_sent_twice_restores_what_the_page_has_shown(browser: Browser) -> None:
+    browser.post(f"{PAGE}/share", page=PAGE, deployment="asleep", percent="20")
+    form = re.search(r'action="/aliases/news/rollback".*?</form>', browser.get(PAGE).text, re.DOTALL)
+    assert form is not None
+    fields = dict(re.findall(r'name="(version)" value="(\d+)"', form[0]))
+    for _ in range(2):
+        assert browser.post(f"{PAGE}/rollback", page=PAGE, **fields).status_code == 303
+    assert shares() == pytest.approx({"news-v1": 0.9, "news-v2": 0.1})
+
+
+def test_a_share_that_cannot_be_given_is_refused(browser: Browser) -> None:
+    misspelt = browser.post(f"{PAGE}/share", page=PAGE, deployment="News v2", percent="20")
+    assert misspelt.status_code == 409 and "no deployment of this name is ready" in misspelt.text
+    for number in range(18):
+        seeded.add_deployment(f"more-{number}")
+        assert browser.post(f"{PAGE}/share", page=PAGE, deployment=f"more-{number}", percent="1").is_redirect
+    full = browser.post(f"{PAGE}/share", page=PAGE, deployment="asleep", percent="1")
+    assert full.status_code == 422 and "has 20 deployments" in full.text
+    too_much = browser.post(f"{PAGE}/share", page=PAGE, deployment="more-1", percent="101")
+    assert too_much.status_code == 422 and "percent: Input should be" in too_much.text
+
+
 def test_a_promotion_is_a_job_with_the_values_of_the_form(browser: Browser) -> None:
     form = {"deployment": "news-v2", "steps": "25, 50, 100", "max_error_percent": "2", "min_requests": "230"}
     for _ in range(2):
