@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
+from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -111,6 +112,23 @@ async def get_repeatable_request(request: Request, upload: UploadCreation) -> Re
     content = hashlib.sha256(await request.body())
     content.update(request.scope["query_string"])
     return upload(content.hexdigest())
+
+
+def repeatable_form(request: Request, caller: str, key: str, body: BaseModel) -> RepeatableRequest:
+    """Return the request of a form of a page, whose `key` is the same each time that the form is sent.
+
+    With other values it is another request, as a person changes them and sends the form again.
+    """
+    sha256 = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    arrived = CreationRequest(
+        caller=caller,
+        route=f"{request.method} {request.url.path}",
+        body_sha256=sha256,
+        idempotency_key=f"page-{key}-{sha256}" if key else None,
+        retry_count=0,
+        started_at=service.read_clock(),
+    )
+    return RepeatableRequest(request, arrived)
 
 
 Creation = Annotated[RepeatableRequest, Depends(get_repeatable_request)]

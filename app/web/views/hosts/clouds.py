@@ -1,7 +1,9 @@
 """The machines that the service has launched in clouds, what they cost, and what the clouds offer."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Depends, Form, Path, Query, Request, Response
@@ -10,7 +12,7 @@ from sqlmodel import Session
 from app.hosts import service
 from app.hosts.schemas import CloudOffersView, HostCreate, HostView
 from app.http.paging import PageQuery
-from app.idempotency.creation import ignore_creation
+from app.idempotency.creation import repeatable_form
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 from app.tables import HostStatus, Scope
@@ -72,6 +74,7 @@ def list_cloud_hosts(
         filters=filters,
         statuses=list(HostStatus),
         idle_seconds=get_settings().host_idle_seconds,
+        key=secrets.token_hex(16),
     )
 
 
@@ -87,14 +90,19 @@ def launch_host(
     visitor: CurrentVisitor,
     offer: ShortText,
     max_usd: Annotated[float, Form()],
+    key: Annotated[str, Form(max_length=64)] = "",
 ) -> Response:
-    """Launch a machine; `offer` is the cloud, the type, the region, and `spot` or nothing."""
+    """Launch a machine; `offer` is the cloud, the type, the region, and `spot` or nothing.
+
+    A form that is sent twice with the same content launches one.
+    """
     assert visitor.caller is not None
     cloud, type, region, spot = (offer.split(" ") + [""] * 3)[:4]
     body = parse_form(
         HostCreate, cloud=cloud, type=type or None, region=region or None, spot=bool(spot), max_usd=max_usd
     )
-    service.create_host(get_settings(), body, visitor.caller.key_id, ignore_creation)
+    creation = repeatable_form(request, visitor.caller.key_id, key, body)
+    creation.once(partial(service.create_host, get_settings(), body, visitor.caller.key_id))
     return go_to(request, "/hosts/clouds")
 
 
