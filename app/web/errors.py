@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from app.http.error_responses import CONVERTED_ERRORS, as_http_error, headers_of, list_field_errors
 from app.http.errors import HttpError, UnprocessableContent
 from app.http.unavailable import as_server_error
+from app.logs import request_id
 from app.web.rendering import address_of, is_htmx, render_macro, render_page, render_partial
 from app.web.visitor import SAFE_METHODS, current_visitor, identify
 from serving.http.errors import ApiError
@@ -112,5 +113,4 @@ def _handle_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _handle_exception(request: Request, error: Exception) -> Response:
-    request_id = request.headers.get("x-request-id")
-    return error_page(request, as_server_error(error, request_id))
+    return error_page(request, as_server_error(error, request_id.get()))

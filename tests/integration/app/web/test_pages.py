@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from app.settings import Settings
-from app.storage.database import get_engine
+from app.storage.database import get_engine, transaction
 from app.tables import Run, RunStatus, Scope
 from app.web.headers import CONTENT_SECURITY_POLICY
 from app.web.static_files import files_hash, static_url
@@ -69,6 +70,18 @@ def test_a_page_without_its_database_tries_again_by_itself(browser: Browser, set
     database.rmdir()
     database.with_suffix(".away").rename(database)
     assert browser.get("/jobs").status_code == 200
+
+
+def test_a_page_that_fails_names_the_request_of_the_log(browser: Browser, make_job: MakeJob) -> None:
+    (run,) = make_job(RunStatus.failed)
+    with transaction() as session:
+        session.get_one(Run, run.id).error = {"code": "of_another_version", "message": "?"}
+    client = TestClient(
+        browser.client.app, "http://127.0.0.1", raise_server_exceptions=False, client=("127.0.0.1", 50000)
+    )
+    shown = client.get(f"/runs/{run.id}", headers={"Accept": "text/html"})
+    assert shown.status_code == 500
+    assert f"under {shown.headers['x-request-id']}." in shown.text
 
 
 def test_the_action_of_a_form_returns_to_the_job(browser: Browser, make_job: MakeJob) -> None:
