@@ -41,8 +41,8 @@ def give_share(session: Session, name: str, deployment: str, share: float, chang
     if len(targets) > MAX_TARGETS:
         raise field_error(
             "deployment",
-            f"The alias {name!r} has {MAX_TARGETS} deployments, and none can be added: give one of them 100 %, "
-            f"or set all shares with PUT /api/v1/aliases/{name}.",
+            f"The alias {name!r} has {MAX_TARGETS} deployments, and none can be added: give one of them all "
+            f"requests, or set all shares with PUT /api/v1/aliases/{name}.",
         )
     return _set_targets(session, name, targets, changed_by)
 

@@ -183,7 +183,9 @@ def _locate(error: Any, body: Any) -> tuple[tuple[str, ...], tuple[str, ...], st
     member = ""
     for position, part in enumerate(parts):
         missing = error["type"] == "missing" and position == len(parts) - 1
-        present = part in body if isinstance(body, Mapping) else isinstance(body, list) and isinstance(part, int)
+        present = (
+            part in body if isinstance(body, Mapping) else isinstance(body, list) and isinstance(part, int)
+        )
         if not present and not missing:
             union, member = tuple(path), str(part)
             continue
