@@ -59,7 +59,7 @@ def test_a_table_with_a_fault_is_stored_as_it_is_and_refused_for_training(client
     assert (dataset["trainable"], dataset["row_count"], dataset["fault_count"]) == (False, 4, 1)
     (fault,) = dataset["report"]["faults"]
     assert (fault["line"], fault["code"]) == (4, "wrong_columns")
-    assert fault["message"].startswith("The record in line 5 has 1 cells, but the header has 2")
+    assert fault["message"].startswith("The record in line 5 has 1 cell, but the header has 2")
     assert client.get(f"/api/v1/datasets/{dataset['id']}/content").content == content
     job = {"name": "job", "stages": [{"stage": "sft", "base": "org/base", "dataset": dataset["id"]}]}
     assert client.post("/api/v1/jobs", json=job).json()["error"]["code"] == "dataset_not_ready"

@@ -74,7 +74,7 @@ def convert_csv(file: BinaryIO, writer: LineWriter, options: CsvOptions) -> None
 def _convert_records(table: "_Table", writer: LineWriter) -> None:
     names = table.read_header()
     for line, cells in table.read_records():
-        place = _place(line)
+        place = table.place
         writer.begin_row(line)
         if isinstance(cells, Fault):
             writer.add_fault(cells.code, cells.message)
@@ -106,6 +106,12 @@ class _Table:
     def detach(self) -> None:
         """Leave the file open, which belongs to the caller."""
         self._text.detach()
+
+    @property
+    def place(self) -> str:
+        """The lines of the record that was read last, for a message."""
+        first, last = self._record_start, self._reader.line_num
+        return f"The record in lines {first} to {last}" if last > first else f"The record in line {first}"
 
     def read_header(self) -> list[str]:
         """Return the names of the columns; raises SourceUnreadable if they are not a header."""
@@ -143,14 +149,22 @@ class _Table:
             except StopIteration:
                 return
             except csv.Error as error:
-                message = f"{_place(self._record_start)} is not valid CSV: {error}. Double the quotes within "
-                message += "a quoted cell."
+                message = f"{self.place} is not valid CSV: {error}. {self._find_quote_advice()}"
                 yield self._record_start, Fault(code=FaultCode.invalid_csv, message=message)
                 continue
             except UnicodeError:
                 raise SourceUnreadable(_encoding_fault(self._encoding)) from None
             if cells:
                 yield self._record_start, cells
+
+    def _find_quote_advice(self) -> str:
+        if self._reader.line_num == self._record_start:
+            return "Double the quotes within a quoted cell."
+        # What is read as one cell are rows that would be lost with this one.
+        return (
+            f"A quote that opens in line {self._record_start} is probably not closed, which hides the rows after "
+            "it: close or remove it. Double the quotes within a quoted cell."
+        )
 
     def _lines(self) -> Iterator[str]:
         while line := self._read_line():
@@ -170,10 +184,6 @@ class _Table:
             return self._text.readline(MAX_LINE_BYTES + 1)
         except UnicodeError:
             raise SourceUnreadable(_encoding_fault(self._encoding)) from None
-
-
-def _place(line: int) -> str:
-    return f"The record in line {line}"
 
 
 def _make_row(names: list[str], cells: list[str]) -> dict[str, Any]:

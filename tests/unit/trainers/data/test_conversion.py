@@ -76,7 +76,7 @@ def test_a_quoted_cell_has_line_breaks_delimiters_and_quotes(
     assert rows[1] == {"question": "x", "answer": "1\r\n#### 1", "id": "7"}
     (fault,) = report.faults
     assert (fault.line, fault.code) == (1, "wrong_columns")
-    assert fault.message.startswith("The record in line 2 has 2 cells, but the header has 3")
+    assert fault.message.startswith("The record in lines 2 to 3 has 2 cells, but the header has 3")
 
 
 def test_a_fault_names_its_row_and_the_line_of_the_file_in_which_the_row_begins(
@@ -273,3 +273,14 @@ def test_a_completion_of_a_pair_that_looks_like_a_list_stays_text(convert: Calla
         {"prompt": "Primes?", "chosen": "[2, 3]", "rejected": "[]"},
         {"prompt": "Sum?", "chosen": messages, "rejected": "no"},
     ]
+
+
+@pytest.mark.parametrize("end", ['"x" y,z\n5,6\n', "3,4\n"])
+def test_a_quote_that_is_not_closed_names_the_rows_that_it_hides(
+    convert: Callable[..., tuple[Rows, ValidationReport]], end: str
+) -> None:
+    _, report = convert(f'prompt,completion\n1,2\na,"b\n3,4\n{end}'.encode(), "a.csv")
+    (fault,) = report.faults
+    assert (fault.line, fault.file_line, fault.code) == (2, 3, "invalid_csv")
+    assert fault.message.startswith("The record in lines 3 to 5 is not valid CSV")
+    assert "A quote that opens in line 3 is probably not closed" in fault.message
