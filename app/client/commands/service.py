@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import httpx2
 import typer
 
+from app.client.address import URL_VARIABLE, find_address
 from app.client.api.errors import ClientError
 from app.client.commands.output import note, out
 
@@ -79,11 +80,16 @@ def up(
         address = f"http{url}"
         _wait_until_ready(process, address)
         out().print(f"Tunesmith is ready at {address}")
-        note(
-            "Open it in a browser, or use another terminal: tunesmith data check FILE, "
-            "tunesmith train FILE --base MODEL"
-        )
+        note(describe_next_commands(address))
     raise typer.Exit(process.wait())
+
+
+def describe_next_commands(address: str) -> str:
+    """Return what to do with a service that has started; commands elsewhere find only the usual address."""
+    use = "Open it in a browser, or use another terminal: tunesmith data check FILE, "
+    if find_address().url == address:
+        return f"{use}tunesmith train FILE --base MODEL"
+    return f"{use}tunesmith --url {address} train FILE --base MODEL (or set {URL_VARIABLE} to this address)"
 
 
 def _make_delegate(name: str, module: str):  # type: ignore[no-untyped-def] # typer reads the signature

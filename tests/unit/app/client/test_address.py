@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from app.client.address import LoginUnusable, find_address, store_login
+from app.client.commands.service import describe_next_commands
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +33,13 @@ def test_an_address_that_cannot_be_used_is_named_without_its_password() -> None:
     with pytest.raises(LoginUnusable) as refused:
         find_address("https://user:secret@host")
     assert "secret" not in str(refused.value)
+
+
+def test_a_service_at_an_unusual_port_says_how_commands_elsewhere_find_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TUNESMITH_URL", raising=False)
+    assert "tunesmith train FILE" in describe_next_commands("http://127.0.0.1:8000")
+    assert "tunesmith --url http://127.0.0.1:8719 train" in describe_next_commands("http://127.0.0.1:8719")
+    monkeypatch.setenv("TUNESMITH_URL", "http://127.0.0.1:8719/")
+    assert "--url" not in describe_next_commands("http://127.0.0.1:8719")
