@@ -162,8 +162,8 @@ class _Table:
             return "Double the quotes within a quoted cell."
         # What is read as one cell are rows that would be lost with this one.
         return (
-            f"A quote that opens in line {self._record_start} is probably not closed, which hides the rows after "
-            "it: close or remove it. Double the quotes within a quoted cell."
+            f"A quote that opens in line {self._record_start} is probably not closed, which hides the rows "
+            "after it: close or remove it. Double the quotes within a quoted cell."
         )
 
     def _lines(self) -> Iterator[str]:
