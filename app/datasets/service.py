@@ -165,7 +165,10 @@ def list_rows(dataset_id: str, after: int, limit: int) -> tuple[list[DatasetRowV
     Raises DatasetNotFound or ArtifactCorrupt.
     """
     dataset = _load(dataset_id)
-    path = get_store().fetch_file(dataset.artifact, dataset.sha256)
+    try:
+        path = get_store().fetch_file(dataset.artifact, dataset.sha256)
+    except FileNotFoundError:
+        raise ArtifactCorrupt(dataset.artifact, "it is missing") from None
     rows = read_rows(path, offset=after, limit=limit)
     following = after + len(rows)
     has_more = bool(rows) and bool(read_rows(path, offset=following, limit=1))

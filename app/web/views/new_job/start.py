@@ -17,6 +17,7 @@ from app.models.lineage import UNKNOWN_DATASET, make_evaluation_spec, make_next_
 from app.models.starter import STARTER
 from app.runs.names import make_full_name
 from app.storage.database import read_session
+from app.storage.manifest import ArtifactCorrupt
 from app.tables import Dataset
 from app.web.url_state import encode_query
 from app.web.views.new_job.draft import Spec
@@ -146,8 +147,11 @@ def plan_goal(goal: JobGoal, dataset: Dataset | None, reference: str | None) -> 
 
 
 def choose_metrics(dataset_id: str) -> list[str]:
-    """Return metrics that fit the completions of the first rows."""
-    rows, _ = datasets.list_rows(dataset_id, 0, SAMPLED_ROWS)
+    """Return metrics that fit the completions of the first rows; those of text if they cannot be read."""
+    try:
+        rows, _ = datasets.list_rows(dataset_id, 0, SAMPLED_ROWS)
+    except ArtifactCorrupt:
+        return TEXT_METRICS
     completions = [str(row.messages[-1].get("content")) for row in rows if row.messages]
     if completions and all(FINAL_NUMBER.search(text) for text in completions):
         return ["maths_exact_match"]

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from app.models.starter import find_progress_file
 from app.runs.names import make_full_name
 from app.settings import Settings
 from app.storage.database import read_session
-from app.tables import Job, Run, RunStatus, Scope
+from app.storage.opening import get_store
+from app.tables import Dataset, Job, Run, RunStatus, Scope
 from app.web.views.new_job.draft import apply_inputs, parse_json, read_path, show_value
 from app.web.views.new_job.schema import InputKind, stage_form
 from tests.integration.app.web import seeded_datasets
@@ -100,6 +102,18 @@ def test_a_goal_is_a_whole_job_for_a_dataset(browser: Browser, goal: str, kinds:
 def test_references_with_a_final_number_are_compared_by_it(browser: Browser) -> None:
     shown = browser.get(f"/jobs/new?dataset={seeded_datasets.add_sums()}&goal=compare").text
     assert shown_spec(shown)["stages"][2]["metrics"] == ["maths_exact_match"]
+
+
+def test_a_dataset_whose_file_is_damaged_or_lost_has_its_pages(browser: Browser) -> None:
+    dataset_id = seeded_datasets.add_dataset()
+    with read_session() as session:
+        file = Path(get_store().root) / session.get_one(Dataset, dataset_id).artifact
+    for break_file in (lambda: file.write_bytes(b"{}"), file.unlink):
+        break_file()
+        shown = browser.get(f"/jobs/new?dataset={dataset_id}&goal=compare")
+        assert shown.status_code == 200 and len(shown_spec(shown.text)["stages"]) == 3
+        rows = browser.get(f"/datasets/{dataset_id}/rows")
+        assert rows.status_code == 200 and "is damaged" in rows.text
 
 
 def test_a_model_that_is_not_there_is_named_with_what_to_do(browser: Browser) -> None:
