@@ -191,7 +191,7 @@ def get_file(
     to: To = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a file of a run, such as log.txt or predictions.jsonl."""
+    """Download a file of a run, such as log.txt, or rows.jsonl of an evaluation."""
     with connect() as client:
         found = client.jobs.run(run)
         if name is None:
