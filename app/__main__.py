@@ -46,7 +46,6 @@ from app.storage.opening import get_store
 from app.storage.verify import VerifyProgress, verify_store
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback
-from trainers import resume_collections
 
 PROGRAM = "python -m app"
 
@@ -65,7 +64,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def run_command(arguments: Sequence[str], prog_name: str) -> None:
     """Run the command line under the name that its help shows."""
-    resume_collections()
     load_settings()
     cli(arguments, prog_name=prog_name)
 

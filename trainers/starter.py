@@ -22,7 +22,6 @@ from tokenizers import trainers as tokenizer_trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from trainers import resume_collections
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.run_dir import publish_folder
@@ -250,5 +249,4 @@ def main(
 
 
 if __name__ == "__main__":
-    resume_collections()
     program(prog_name="python -m trainers.starter")

@@ -1,5 +1,1 @@
 """Workers: each turns a saved run into a program that runs on this host."""
-
-from trainers import delay_collections
-
-delay_collections()

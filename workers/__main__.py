@@ -32,7 +32,6 @@ from app.scheduling.queue import get_celery
 from app.scheduling.startup import load_settings, prepare_or_exit, prepare_store, prepare_worker
 from app.scheduling.sweeper import create_sweeper
 from app.settings import Settings
-from trainers import resume_collections
 from trainers.configs import Queue
 from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks
@@ -257,5 +256,4 @@ def _exit_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    resume_collections()
     program(prog_name="python -m workers")

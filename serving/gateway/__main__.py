@@ -8,6 +8,7 @@ With `--api`, clients need the service's own API keys and have their limits. Wit
 """
 
 import asyncio
+import gc
 import hmac
 import logging
 import os
@@ -35,7 +36,6 @@ from serving.http.cross_site import OriginPolicy
 from serving.http.errors import InvalidApiKey
 from serving.processes.shared_metrics import SHARE_SECONDS
 from serving.processes.supervisor import ProcessSupervisor, ServerProcess, bind_socket, reserve_port
-from trainers import resume_collections
 from trainers.runtime.command_line import make_help, make_typer
 
 program = make_typer()
@@ -113,7 +113,7 @@ def main(
 async def serve(gateway: Gateway, listener: socket.socket, process: ServerProcess | None = None) -> None:
     """Run one process of the gateway."""
     # Objects that exist by now are never freed, so the collector need not traverse them again and again.
-    resume_collections()
+    gc.freeze()
     stop = stop_on_signals()
     if process is None:
         await GatewayServer(gateway).serve(listener, stop)

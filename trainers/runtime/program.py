@@ -20,7 +20,6 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from trainers import resume_collections
 from trainers.configs.base import StageConfig
 from trainers.configs.stage_config import load_stage
 from trainers.configs.stage_table import StageKind
@@ -81,7 +80,6 @@ def run_program(kind: type[C], run: RunFunction[C], plan: PlanFunction[C]) -> No
             raise typer.BadParameter("--run-dir is required unless --dry-run is given.")
         _exit_with(run_dir, lambda: _run_in(run_dir, config, kind, run))
 
-    resume_collections()
     main = sys.modules["__main__"]
     # A program that is forked has no module specification, and nobody reads its usage.
     module = main.__spec__.name.removesuffix(".__main__") if main.__spec__ else Path(sys.argv[0]).stem

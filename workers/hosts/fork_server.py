@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from trainers import resume_collections
 from trainers.runtime.process_tree import MARKER
 from workers.hosts.guard import CHANNEL, guard_program
 from workers.hosts.guard_options import OWN_PREFIX, ForkRequest, GuardOptions
@@ -54,7 +53,7 @@ def main(modules: Sequence[str]) -> NoReturn:
     import_all(modules)
     # Objects that are never freed would otherwise be copied to each child, page by page.
     gc.collect()
-    resume_collections()
+    gc.freeze()
     control = socket.socket(fileno=os.dup(CHANNEL))
     control.send(json.dumps({"memory_bytes": _read_anonymous_bytes()}).encode())
     while True:

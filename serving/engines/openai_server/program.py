@@ -31,7 +31,6 @@ from serving.engines.model_thread import ModelThread
 from serving.engines.openai_server.engine import ARGUMENTS
 from serving.engines.openai_server.server import SERVER_STATE, make_app
 from serving.http.addresses import is_private
-from trainers import resume_collections
 from trainers.configs.engines import EngineKind, EngineOptions, EngineTask, Pooling, check_task
 from trainers.runtime.command_line import make_typer
 from trainers.runtime.process_tree import die_with_parent
@@ -65,7 +64,6 @@ def run_server(
 
     `prepare_embeddings` makes the server for `--task embed`, which an engine without it refuses.
     """
-    resume_collections()
     die_with_parent()
     program = make_typer()
 
