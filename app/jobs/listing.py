@@ -14,7 +14,6 @@ from app.http.paging import MAX_LIMIT, PageQuery, paginate_newest_first
 from app.jobs.graph.status import decides
 from app.jobs.inputs import is_recent, mentions
 from app.jobs.schemas import JobSummaryView, summary_view
-from app.runs.curves.main_metric import MetricChoice
 from app.tables import Job, JobLabel, Run, RunStatus
 from app.tables.base import utc_now
 
@@ -85,8 +84,7 @@ def _measure_duration(job: JobSummaryView, now: datetime) -> timedelta:
 def _rank_score(job: JobSummaryView) -> tuple[bool, str, float]:
     if job.metric is None:
         return True, "", 0.0
-    is_lower_better = job.metric.choice is MetricChoice.lowest or "loss" in job.metric.name
-    return False, job.metric.name, job.metric.value if is_lower_better else -job.metric.value
+    return False, job.metric.name, job.metric.value if job.metric.is_lower_better else -job.metric.value
 
 
 def list_jobs_of_input(session: Session, input_id: str, limit: int) -> list[JobSummaryView]:

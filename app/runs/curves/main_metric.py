@@ -42,6 +42,8 @@ class MainMetricView(BaseModel):
     choice: MetricChoice = Field(
         description="Which value of the metric it is: the lowest, the highest, the last, or a result."
     )
+    is_lower_better: bool = Field(False, exclude=True)
+    """For the order of jobs. Views of evaluations have the direction of their scores."""
 
 
 # The first one that a run has logged. A training loss is noisy: its lowest value means nothing.
@@ -92,7 +94,11 @@ def find_main_metric(run: Run) -> MainMetricView | None:
     for name, choice in PREFERRED:
         if (of_metric := (run.metrics or {}).get(name)) is not None:
             return MainMetricView(
-                name=name, value=of_metric[choice], step=of_metric[f"{choice}_step"], choice=choice
+                name=name,
+                value=of_metric[choice],
+                step=of_metric[f"{choice}_step"],
+                choice=choice,
+                is_lower_better=name.endswith("loss"),
             )
     return None
 
@@ -100,7 +106,18 @@ def find_main_metric(run: Run) -> MainMetricView | None:
 def _find_score(result: dict[str, Any] | None) -> MainMetricView | None:
     """Return the score in a result, which is of a program and therefore not trusted."""
     match result:
-        case {"models": [{"scores": [{"metric": str(name), "value": int() | float() as value}, *_]}, *_]}:
+        case {
+            "models": [
+                {"scores": [{"metric": str(name), "value": int() | float() as value} as score, *_]},
+                *_,
+            ]
+        }:
             if math.isfinite(value):
-                return MainMetricView(name=name, value=value, step=None, choice=MetricChoice.result)
+                return MainMetricView(
+                    name=name,
+                    value=value,
+                    step=None,
+                    choice=MetricChoice.result,
+                    is_lower_better=score.get("higher_is_better") is False,
+                )
     return None

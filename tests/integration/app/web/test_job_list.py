@@ -67,6 +67,18 @@ def test_jobs_are_sorted_by_their_duration_and_by_their_score(browser: Browser) 
     assert losses == sorted(losses) and len(losses) > 1 and best[-1] is None
 
 
+@pytest.mark.parametrize(("metric", "is_higher_better"), [("ter", False), ("chrf", True)])
+def test_the_best_score_comes_first_whatever_its_direction(
+    browser: Browser, make_job: MakeJob, metric: str, is_higher_better: bool
+) -> None:
+    for value in (40.0, 20.0, 30.0):
+        score = {"metric": metric, "value": value, "higher_is_better": is_higher_better}
+        make_job(RunStatus.succeeded, name=f"job-{value:.0f}", result={"models": [{"scores": [score]}]})
+    ascending = ["job-20", "job-30", "job-40"]
+    names = shown_names(browser.get("/jobs?sort=best").text)
+    assert names == (ascending[::-1] if is_higher_better else ascending)
+
+
 def test_chosen_columns_are_in_the_url_and_remembered(browser: Browser, make_job: MakeJob) -> None:
     make_job(RunStatus.queued)
     chosen = browser.get("/jobs?column=queue&column=labels").text
