@@ -4,6 +4,7 @@ An observation adds to a list. The histograms of prometheus_client take a lock f
 too much per request.
 """
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 
@@ -34,6 +35,11 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def mean(self) -> float | None:
+        """Return the mean of the values; None without any."""
+        n = sum(self.counts)
+        return self.total / n if n else None
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return cumulative counts under Prometheus's names of the bounds."""
@@ -74,6 +80,7 @@ class RequestMetrics(Collector):
     """The metrics of this process."""
 
     def __init__(self) -> None:
+        self.started_at = time.time()
         self.models: dict[str, ModelMetrics] = {}
 
     def for_model(self, model: str) -> ModelMetrics:

@@ -11,6 +11,7 @@ from sqlmodel import Session
 
 from app.aliases import service
 from app.aliases.schemas import AliasUpdate, AliasVersionView, AliasView
+from app.deployments.requests import RequestCounts, count_requests
 from app.http.errors import field_error
 from app.http.paging import PageQuery
 from app.jobs.schemas import JobCreate
@@ -49,6 +50,7 @@ class AliasDetails:
     """An alias with its promotions and a page of its versions, and the deployments that can get a share."""
 
     alias: AliasView
+    requests: RequestCounts
     previous: int
     """The version that a rollback restores: a form that is sent twice goes back once. 0 without one."""
     candidates: Sequence[str]
@@ -216,6 +218,7 @@ def _page_view(name: str, after: str | None) -> LiveView[AliasDetails]:
         versions, following = service.list_alias_versions(session, name, PageQuery(limit=20, after=after))
         return AliasDetails(
             alias=service.view_alias(session, alias),
+            requests=count_requests(name),
             previous=service.find_previous_version(session, alias),
             candidates=[each.name for each in list_candidates(session, alias)],
             promotions=list_promotions(session, name),

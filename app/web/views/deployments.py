@@ -12,6 +12,7 @@ from app.aliases.schemas import AliasView
 from app.aliases.targets import find_name_holders, list_all_aliases
 from app.deployments import service
 from app.deployments.actions import DeploymentAction, DeploymentActionState, list_deployment_actions
+from app.deployments.requests import RequestCounts, count_requests
 from app.deployments.schemas import DeploymentView
 from app.http.paging import PageQuery
 from app.promotions.schemas import PromotionView
@@ -59,6 +60,7 @@ class DeploymentDetails:
     """A deployment, what can be done with it, and the aliases that route to its name."""
 
     deployment: DeploymentView
+    requests: RequestCounts
     actions: Sequence[DeploymentActionState]
     aliases: Sequence[AliasView]
     promotions: Sequence[PromotionView]
@@ -169,7 +171,8 @@ def _page_view(deployment_id: str) -> LiveView[DeploymentDetails]:
         routed = [each for each in found if any(target.deployment == row.name for target in each.targets)]
         workers = name_workers(session, [view.worker_id])
         promotions = list_unfinished_promotions(session)
-        return DeploymentDetails(view, list_deployment_actions(row), routed, promotions, workers)
+        requests = count_requests(row.name)
+        return DeploymentDetails(view, requests, list_deployment_actions(row), routed, promotions, workers)
 
     def render(state: DeploymentDetails, visitor: Visitor) -> Parts:
         language = visitor.language

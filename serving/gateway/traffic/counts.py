@@ -41,7 +41,7 @@ class TrafficCounts:
         if status == CLIENT_CLOSED_REQUEST:
             self.cancelled += 1
             self.cancelled_seconds[find_bucket(seconds)] += 1
-        elif context.stream_failed or _is_failure(status):
+        elif context.stream_failed or is_failure(status):
             self.failed += 1
             return
         elif status >= 400:
@@ -83,7 +83,8 @@ class TrafficCounts:
         return counts
 
 
-def _is_failure(status: int) -> bool:
+def is_failure(status: int) -> bool:
+    """Return whether a status means that the engine or the service has failed."""
     return status == TOO_MANY_REQUESTS or (status >= 500 and status != NOT_IMPLEMENTED)
 
 

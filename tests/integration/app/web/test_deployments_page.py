@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 from app.tables import DeploymentStatus, Scope
+from serving.gateway.metrics import REQUEST_METRICS
 from tests.integration.app.web.conftest import Browser
 from tests.integration.app.web.seeded_serving import add_deployment, add_shown_deployments
 
@@ -52,6 +53,16 @@ def test_a_button_that_cannot_be_used_has_its_reason(
     assert "Possible only when the deployment is: Asleep." in shown
     browser.post("/login", key=make_secret(Scope.read, Scope.write))
     assert "lacks the scope “inference”" in browser.get(f"/deployments/{stopped}").text
+
+
+def test_the_requests_to_a_name_are_counted_on_its_page(browser: Browser) -> None:
+    ids = add_shown_deployments()
+    for status, seconds in ((200, 0.2), (200, 0.4), (500, 0.6), (429, 0.0), (400, 0.0), (499, 0.6)):
+        REQUEST_METRICS.for_model("news-v2").observe(status, seconds, None, 10, 20 if status == 200 else None)
+    shown = browser.get(f"/deployments/{ids['news-v2']}").text
+    assert re.search(r"6 · <span class=\"bad\">2 failed</span> · 1 not valid<br>", shown)
+    assert "0.30 s on average" in shown and "40 tokens generated" in shown
+    assert "not valid" not in browser.get("/aliases/news").text
 
 
 def test_a_thousand_deployments_are_pages(browser: Browser) -> None:
