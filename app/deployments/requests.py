@@ -9,7 +9,7 @@ from serving.gateway.traffic.counts import is_failure
 
 
 @dataclass(frozen=True)
-class RequestCounts:
+class ServedRequests:
     """Counts since the process started, of the numbers that `/metrics` gives."""
 
     since: datetime
@@ -23,17 +23,17 @@ class RequestCounts:
     completion_tokens: int
 
 
-def count_requests(name: str) -> RequestCounts:
+def count_requests(name: str) -> ServedRequests:
     """Return the counts of a deployment or of an alias; requests to an alias count for its name only."""
     since = datetime.fromtimestamp(REQUEST_METRICS.started_at, UTC)
     metrics = REQUEST_METRICS.models.get(name)
     if metrics is None:
-        return RequestCounts(since, 0, 0, 0, None, None, 0)
+        return ServedRequests(since, 0, 0, 0, None, None, 0)
     statuses = dict(metrics.statuses)
     duration, first_byte, _, completion = metrics.histograms
     n_failed = sum(count for status, count in statuses.items() if is_failure(status))
     n_refused = sum(count for status, count in statuses.items() if status >= 400) - n_failed
-    return RequestCounts(
+    return ServedRequests(
         since=since,
         n_requests=sum(statuses.values()),
         n_failed=n_failed,

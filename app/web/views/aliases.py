@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from app.aliases import service
 from app.aliases.schemas import AliasUpdate, AliasVersionView, AliasView
-from app.deployments.requests import RequestCounts, count_requests
+from app.deployments.requests import ServedRequests, count_requests
 from app.http.errors import field_error
 from app.http.paging import PageQuery
 from app.jobs.schemas import JobCreate
@@ -50,7 +50,7 @@ class AliasDetails:
     """An alias with its promotions and a page of its versions, and the deployments that can get a share."""
 
     alias: AliasView
-    requests: RequestCounts
+    requests: ServedRequests
     previous: int
     """The version that a rollback restores: a form that is sent twice goes back once. 0 without one."""
     candidates: Sequence[str]

@@ -12,7 +12,7 @@ from app.aliases.schemas import AliasView
 from app.aliases.targets import find_name_holders, list_all_aliases
 from app.deployments import service
 from app.deployments.actions import DeploymentAction, DeploymentActionState, list_deployment_actions
-from app.deployments.requests import RequestCounts, count_requests
+from app.deployments.requests import ServedRequests, count_requests
 from app.deployments.schemas import DeploymentView
 from app.http.paging import PageQuery
 from app.promotions.schemas import PromotionView
@@ -60,7 +60,7 @@ class DeploymentDetails:
     """A deployment, what can be done with it, and the aliases that route to its name."""
 
     deployment: DeploymentView
-    requests: RequestCounts
+    requests: ServedRequests
     actions: Sequence[DeploymentActionState]
     aliases: Sequence[AliasView]
     promotions: Sequence[PromotionView]
