@@ -3,10 +3,16 @@
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.storage.inventory import ArtifactKind, StoredArtifact
+
+COLLECTION_EXAMPLES: dict[str, Any] = {
+    "preview": {"summary": "Show what would be removed", "value": {"dry_run": True}},
+    "collect": {"summary": "Remove it", "value": {"dry_run": False}},
+}
 
 
 class RemovalReason(StrEnum):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Body, Request
 
-from app.retention.report import CollectionCreate, RequestedCollectionView
+from app.retention.report import COLLECTION_EXAMPLES, CollectionCreate, RequestedCollectionView
 from app.retention.request import start_collection
 from app.settings import get_settings
 from app.storage import usage
@@ -22,7 +22,9 @@ def get_storage(session: ReadSession) -> StorageView:
 
 @router.post("/collections", status_code=202)
 def create_collection(
-    request: Request, background: BackgroundTasks, body: Annotated[CollectionCreate, Body()]
+    request: Request,
+    background: BackgroundTasks,
+    body: Annotated[CollectionCreate, Body(openapi_examples=COLLECTION_EXAMPLES)],
 ) -> RequestedCollectionView:
     """Collect garbage now, or show what would be removed; `requested` of the storage has the result.
 
