@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.datasets.training_job import JobGoal
 from app.http.errors import HttpError
 from app.jobs import service
 from app.jobs.examples import JOB_EXAMPLES
@@ -37,7 +38,7 @@ from app.web.views.new_job.draft import (
     show_value,
 )
 from app.web.views.new_job.schema import InputKind, encode_option, job_fields, stage_form, summarize_stages
-from app.web.views.new_job.start import Goals, JobGoal, start_from_model, start_spec, suggest_datasets
+from app.web.views.new_job.start import Goals, start_from_model, start_spec, suggest_datasets
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.configs import StageKind
 from trainers.configs.presets import apply_presets, load_presets

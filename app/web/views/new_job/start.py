@@ -1,51 +1,27 @@
 """What the form of a new job begins with: a job, an example, a model, or a goal for a dataset."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sqlmodel import Session
 
 from app.datasets import service as datasets
+from app.datasets.training_job import JobGoal, plan_goal
 from app.http.paging import PageQuery
 from app.jobs import service
-from app.jobs.examples import ARITHMETIC_JOB, JOB_EXAMPLES
+from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.preflight import NAME_PREFIX
 from app.models import service as models
 from app.models.lineage import UNKNOWN_DATASET, make_evaluation_spec, make_next_spec
-from app.models.starter import STARTER
 from app.runs.names import make_full_name
 from app.storage.database import read_session
-from app.storage.manifest import ArtifactCorrupt
 from app.tables import Dataset
 from app.web.url_state import encode_query
 from app.web.views.new_job.draft import Spec
-from trainers.data.formats import RowFormat
 
 MAX_SUGGESTIONS = 50
-# Rows that are held out. A tenth of few rows decides nothing.
-HELD_OUT_SHARE, HELD_OUT_SHARE_OF_FEW, FEW_ROWS = 0.1, 0.25, 200
-# Settings with which the example model learns from a few hundred rows in less than a minute.
-STARTER_TRAINING = {
-    name: ARITHMETIC_JOB["stages"][0][name] for name in ("max_steps", "batch_size", "learning_rate")
-}
-# It has room for 256 tokens.
-STARTER_COMPLETION = 64
-# References with a final number, such as `#### 7`, are compared by it; others by their characters.
-FINAL_NUMBER = re.compile(r"####\s*-?[0-9]")
-TEXT_METRICS = ["chrf", "exact_match"]
-SAMPLED_ROWS = 20
 # The names of the parts that a `prepare` stage has made for a preflight.
 PREFLIGHT_DATASETS = make_full_name(NAME_PREFIX, "")
-
-
-class JobGoal(StrEnum):
-    """What a job should do with a dataset."""
-
-    train = "train"
-    compare = "compare"
-    serve = "serve"
 
 
 @dataclass(frozen=True)
@@ -109,58 +85,6 @@ def _find_dataset(session: Session, dataset_id: str | None) -> Dataset | None:
 
 def _is_suggested(dataset: Dataset) -> bool:
     return dataset.trainable and not dataset.name.startswith(PREFLIGHT_DATASETS)
-
-
-def plan_goal(goal: JobGoal, dataset: Dataset | None, reference: str | None) -> Spec:
-    """Return a job that trains on a dataset, evaluates the model on held-out rows, and serves it.
-
-    Rows without a prompt or a completion cannot be held out for an evaluation.
-    """
-    row_format = dataset.format if dataset else None
-    kind = "dpo" if row_format is RowFormat.preference else "sft"
-    train: Spec = {"stage": kind, "base": STARTER}
-    if reference is not None:
-        train["dataset"] = reference
-    if goal is JobGoal.train or dataset is None:
-        return {"name": "my-job", "stages": [train]}
-    train |= STARTER_TRAINING
-    stages = [train]
-    if row_format not in (RowFormat.prompt, RowFormat.text, RowFormat.preference):
-        share = HELD_OUT_SHARE_OF_FEW if dataset.row_count < FEW_ROWS else HELD_OUT_SHARE
-        train["dataset"] = {"stage": "prepare", "part": "train"}
-        stages = [
-            {"stage": "prepare", "dataset": reference, "split": {"test": share}},
-            train,
-            {
-                "stage": "evaluate",
-                "model": {"stage": kind},
-                "baseline": STARTER,
-                "dataset": {"stage": "prepare", "part": "test"},
-                "metrics": choose_metrics(dataset.id),
-                "max_new_tokens": STARTER_COMPLETION,
-            },
-        ]
-    if goal is JobGoal.serve:
-        deploy = {"stage": "deploy", "model": {"stage": kind}, "deployment": name_deployment(dataset.name)}
-        stages.append(deploy)
-    return {"name": dataset.name, "stages": stages}
-
-
-def choose_metrics(dataset_id: str) -> list[str]:
-    """Return metrics that fit the completions of the first rows; those of text if they cannot be read."""
-    try:
-        rows, _ = datasets.list_rows(dataset_id, 0, SAMPLED_ROWS)
-    except ArtifactCorrupt:
-        return TEXT_METRICS
-    completions = [str(row.messages[-1].get("content")) for row in rows if row.messages]
-    if completions and all(FINAL_NUMBER.search(text) for text in completions):
-        return ["maths_exact_match"]
-    return TEXT_METRICS
-
-
-def name_deployment(name: str) -> str:
-    """Return a name of a dataset as one that a deployment may have."""
-    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:60] or "my-model"
 
 
 def name_dataset(session: Session, dataset: Dataset) -> str:
