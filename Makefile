@@ -31,9 +31,9 @@ demo: setup ## Train, evaluate, deploy and chat with a tiny model; CASE=translat
 run: setup ## Keep the service up with the examples seeded; Swagger UI is at /docs
 	@$(BIN)/python -m app --with-examples
 
-test: setup ## Run the test suite
-	$(BIN)/python -m pytest $(FOLDERS) $(IN_ORDER)
-	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
+test: setup ## Run the test suite: that of the whole product too where another test failed
+	$(BIN)/python -m pytest $(FOLDERS) $(IN_ORDER); status=$$?; \
+		$(BIN)/python -m pytest tests/e2e $(PARALLEL) && exit $$status
 
 coverage: setup ## Run the tests of all folders but e2e and print their coverage (half as long again)
 	$(BIN)/python -m pytest $(FOLDERS) $(IN_ORDER) $(COVERAGE)
