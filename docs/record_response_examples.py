@@ -253,6 +253,7 @@ class _Recorder:
         record["list_routes"] = self._get("/routes")
         record["roll_back_alias"] = self._post("/aliases/solver/rollback", {})
         record["list_alias_versions"] = self._get("/aliases/solver/history")
+        record["list_promotions"] = self._get("/aliases/solver/promotions")
         record["stop_deployment"] = self._post(f"{path}/stop?force=true")
 
     def _record_webhooks(self) -> None:

@@ -16,6 +16,8 @@ from app.aliases.schemas import (
 from app.aliases.targets import list_all_aliases
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
+from app.promotions import service as promotion_service
+from app.promotions.schemas import PromotionView
 from app.storage.database import ReadSession, WriteSession
 from trainers.configs.base import NAME_PATTERN
 
@@ -55,6 +57,16 @@ def list_alias_versions(session: ReadSession, name: AliasName, paging: Paging) -
     """List the versions of an alias, newest first. They are kept when the alias is deleted."""
     versions, after = service.list_alias_versions(session, name, paging)
     return Page(items=[AliasVersionView.model_validate(version) for version in versions], next=after)
+
+
+@router.get("/{name}/promotions")
+def list_promotions(session: ReadSession, name: AliasName, paging: Paging) -> Page[PromotionView]:
+    """List the promotions of an alias, newest first: its `promote` stages, with what was measured.
+
+    `next` is the id of the page's last run.
+    """
+    promotions, after = promotion_service.list_promotions(session, name, paging)
+    return Page(items=promotions, next=after)
 
 
 @router.post("/{name}/rollback")

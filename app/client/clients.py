@@ -7,6 +7,7 @@ from app.client.address import ServiceAddress, find_address
 from app.client.api.connection import API, Connection, read_json
 from app.client.api.modes import Blocking, Concurrent, Iteration, Mode, ModeBound, Operation, run_blocking
 from app.client.api.transport import BlockingTransport, ConcurrentTransport, Transport
+from app.client.resources.aliases import Aliases
 from app.client.resources.chat import ChatReply, Messages, complete_chat, stream_chat
 from app.client.resources.datasets import Datasets
 from app.client.resources.evaluations import Comparisons, Evaluations
@@ -43,6 +44,7 @@ class ServiceClient(ModeBound[Mode]):
         self.comparisons: Comparisons[Mode] = Comparisons(connection)
         self.models: Models[Mode] = Models(connection)
         self.deployments: Deployments[Mode] = Deployments(connection)
+        self.aliases: Aliases[Mode] = Aliases(connection)
         self.workers: Workers[Mode] = Workers(connection)
         self.queues: Queues[Mode] = Queues(connection)
         self.hosts: Hosts[Mode] = Hosts(connection)

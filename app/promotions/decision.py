@@ -11,12 +11,13 @@ from enum import StrEnum
 from typing import Any
 
 from serving.gateway.traffic.counts import TrafficCounts, count_slower, estimate_quantile
-from trainers.configs.stages.serving.promote import PromotionConditions, PromotionStep
+from trainers.configs.stages.serving.promote import JudgeCondition, PromotionConditions, PromotionStep
 from trainers.statistics.event_rate import ALPHA, rate_limits
 
 # Fewer failures may have one cause, whatever the number of requests.
 MIN_FAILURES = 3
 QUANTILE = 0.95
+JUDGE_CONDITION = "judge"
 
 
 class ConditionState(StrEnum):
@@ -63,6 +64,28 @@ def assess(
     steps.
     """
     return list(_assess(conditions, candidate, present))
+
+
+def assess_judgement(condition: JudgeCondition, judgement: dict[str, Any] | None) -> Assessment:
+    """Return the assessment on a judgement; without one, the condition is undecided."""
+    bound = condition.min_preference
+    if judgement is None:
+        return Assessment(
+            JUDGE_CONDITION, ConditionState.undecided, None, bound, 0, None, "the judge has not ended yet"
+        )
+    value, n, interval = judgement["value"], judgement["n"], judgement["interval_95"]
+    holds = interval is not None and interval[0] >= bound
+    described = "unknown" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
+    return Assessment(
+        JUDGE_CONDITION,
+        ConditionState.holds if holds else ConditionState.violated,
+        value,
+        bound,
+        n,
+        None if interval is None else (interval[0], interval[1]),
+        f"the judge's mean preference for the new deployment is {value:.3g} on {n} rows (95 % interval "
+        f"{described}); its lower end must reach {bound:.3g}",
+    )
 
 
 def decide_step(

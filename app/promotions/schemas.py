@@ -1,10 +1,11 @@
-"""A promotion as views show it: its steps with what was measured in each."""
+"""A promotion as the API and the pages show it: its steps with what was measured in each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 from app.tables import PromotionStatus, RunStatus
 
@@ -18,39 +19,43 @@ class PromotionStepState(StrEnum):
     planned = "planned"
 
 
-@dataclass(frozen=True)
-class PromotionStepView:
+class PromotionStepView(BaseModel):
     """A step of a promotion: its share, what it needs, and what was measured in it until now."""
 
-    share: float
-    state: PromotionStepState
-    min_seconds: float
-    min_requests: int
-    started_at: datetime | None = None
-    """When the current step began."""
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `describe_measurement`; a step that has ended has `seconds` as well."""
-    conditions: Sequence[Mapping[str, Any]] = ()
-    """The assessments of the conditions."""
+    share: float = Field(description="Share of the alias's requests for the new deployment.")
+    state: PromotionStepState = Field(description="Whether the step has passed, or is served now.")
+    min_seconds: float = Field(description="Shortest time of the step.")
+    min_requests: int = Field(description="Requests to the new deployment that the step needs.")
+    started_at: datetime | None = Field(None, description="When the current step began; null for others.")
+    measured: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="Measured values by name, such as `requests` and `error_rate`; a step that has ended "
+        "has `seconds` as well.",
+    )
+    conditions: Sequence[Mapping[str, Any]] = Field(
+        (),
+        description="Each condition with its `state` (`holds`, `undecided`, `violated`), `value`, `bound`, "
+        "`n`, `limits_95` and `message`.",
+    )
 
 
-@dataclass(frozen=True)
-class PromotionView:
+class PromotionView(BaseModel):
     """A run that moves an alias to a deployment by steps."""
 
-    run_id: str
-    job_id: str
-    alias: str
-    deployment: str
-    deployment_id: str | None
-    status: RunStatus
-    outcome: PromotionStatus | None
-    """None before the first step of its last attempt."""
-    steps: Sequence[PromotionStepView]
-    error: Mapping[str, Any] | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    run_id: str = Field(description="Id of the run.")
+    job_id: str = Field(description="Id of its job; cancelling it aborts the promotion.")
+    alias: str = Field(description="Name of the alias.")
+    deployment: str = Field(description="Name of the new deployment.")
+    deployment_id: str | None = Field(description="Id of the new deployment; null before the first step.")
+    status: RunStatus = Field(description="Status of the run.")
+    outcome: PromotionStatus | None = Field(
+        description="What the promotion did to the alias; null before the first step of its last attempt."
+    )
+    steps: Sequence[PromotionStepView] = Field(description="The steps, in their order.")
+    error: Mapping[str, Any] | None = Field(description="Why the run failed, as in the view of a run.")
+    created_at: datetime = Field(description="Time at which its job was posted.")
+    started_at: datetime | None = Field(description="Start of the run's last attempt.")
+    finished_at: datetime | None = Field(description="End of the run.")
 
     @property
     def is_active(self) -> bool:

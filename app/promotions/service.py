@@ -10,10 +10,12 @@ from sqlmodel import Session, col
 from app.aliases.promotions import list_others
 from app.aliases.targets import find_name_holders
 from app.http.errors import NotFound
+from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import actions
-from app.promotions.decision import assess, describe_measurement
+from app.promotions.decision import assess, assess_judgement, describe_measurement
 from app.promotions.schemas import PromotionStepState, PromotionStepView, PromotionView
 from app.routing_table.traffic import sum_traffic
+from app.settings import Settings
 from app.storage.database import json_text
 from app.tables import (
     FINISHED,
@@ -28,10 +30,10 @@ from app.tables import (
 )
 from trainers.configs import StageKind
 from trainers.configs.base import NAME_PATTERN
+from trainers.configs.engines import EngineTask
 from trainers.configs.stages.serving.promote import PromotionConditions
 from trainers.runtime.error_codes import ErrorCode
 
-MAX_LISTED = 10
 MAX_UNFINISHED = 50
 
 
@@ -41,15 +43,28 @@ class PromotionNotFound(NotFound):
     code = ErrorCode.run_not_found
 
 
-def list_promotions(session: Session, alias: str) -> list[PromotionView]:
-    """Return the newest promotions of an alias, also those whose runs have not started."""
-    statement = _select_runs().where(json_text(col(Run.config), "alias") == alias).limit(MAX_LISTED)
-    return _view_runs(session, session.scalars(statement).all())
+def list_promotions(
+    session: Session, alias: str, paging: PageQuery
+) -> tuple[list[PromotionView], str | None]:
+    """Return a page of an alias's promotions, newest first, also those whose runs have not started."""
+    statement = select(Run).where(
+        col(Run.stage) == StageKind.promote, json_text(col(Run.config), "alias") == alias
+    )
+    runs, after = paginate_newest_first(session, statement, col(Run.id), paging)
+    return _view_runs(session, runs), after
+
+
+def find_active_promotion(session: Session, alias: str) -> PromotionView | None:
+    """Return the promotion that moves an alias now."""
+    of_alias = col(Promotion.alias) == alias, col(Promotion.status) == PromotionStatus.active
+    statement = select(Run).join(Promotion, col(Promotion.run_id) == col(Run.id)).where(*of_alias)
+    return next(iter(_view_runs(session, session.scalars(statement).all())), None)
 
 
 def list_unfinished_promotions(session: Session) -> list[PromotionView]:
     """Return the promotions of all aliases that have not ended, the newest first."""
-    statement = _select_runs().where(col(Run.status).not_in(FINISHED)).limit(MAX_UNFINISHED)
+    unfinished = col(Run.stage) == StageKind.promote, col(Run.status).not_in(FINISHED)
+    statement = select(Run).where(*unfinished).order_by(col(Run.id).desc()).limit(MAX_UNFINISHED)
     return _view_runs(session, session.scalars(statement).all())
 
 
@@ -82,6 +97,13 @@ def list_candidates(session: Session, alias: Alias) -> list[Deployment]:
     ]
 
 
+def list_judges(session: Session, settings: Settings) -> list[str]:
+    """Return what can judge: deployments that generate, and the start of each `ENDPOINT/MODEL`."""
+    holders = find_name_holders(session)
+    names = [name for name, holder in holders.items() if holder.task is EngineTask.generate]
+    return [*sorted(names), *(f"{name}/" for name in sorted(settings.evaluation_endpoints))]
+
+
 def can_be_promoted(deployment: str) -> bool:
     """Return whether a `promote` stage can name a deployment; those of fine-tuning jobs have other names."""
     return re.fullmatch(NAME_PATTERN, deployment) is not None
@@ -91,10 +113,6 @@ def _rank(shares: Mapping[str, float], name: str) -> int:
     if name not in shares:
         return 1
     return 2 if shares[name] == max(shares.values()) else 0
-
-
-def _select_runs() -> Any:
-    return select(Run).where(col(Run.stage) == StageKind.promote).order_by(col(Run.id).desc())
 
 
 def _view_runs(session: Session, runs: Sequence[Run]) -> list[PromotionView]:
@@ -135,9 +153,9 @@ def _view_steps(session: Session, run: Run, promotion: Promotion | None) -> list
         if index < len(ended):
             stopped = run.status is not RunStatus.succeeded and index == position
             state = PromotionStepState.stopped if stopped else PromotionStepState.passed
-            view = PromotionStepView(
-                **common, state=state, measured=ended[index], conditions=ended[index].get("conditions", ())
-            )
+            measured = dict(ended[index])
+            conditions = measured.pop("conditions", ())
+            view = PromotionStepView(**common, state=state, measured=measured, conditions=conditions)
         elif promotion is not None and index == position:
             view = _view_current(session, run, promotion, common)
         else:
@@ -166,12 +184,15 @@ def _view_current(
         return PromotionStepView(**common, state=PromotionStepState.stopped, measured=measured)
     candidate, present = sum_traffic(session, promotion)
     conditions = PromotionConditions.model_validate(run.config["conditions"])
+    assessments = assess(conditions, candidate, present)
+    if conditions.judge is not None:
+        assessments.append(assess_judgement(conditions.judge, promotion.judgement))
     return PromotionStepView(
         **common,
         state=PromotionStepState.current,
         started_at=promotion.step_started_at,
         measured=describe_measurement(candidate, present),
-        conditions=[each.as_dict() for each in assess(conditions, candidate, present)],
+        conditions=[each.as_dict() for each in assessments],
     )
 
 

@@ -7,7 +7,9 @@ from app.http.text_check import refuse_unstorable_text
 from app.web import static_files
 from app.web.errors import install_page_errors
 from app.web.mount import PagesMount
-from app.web.views import account, aliases, chat, checkpoints, deployments, jobs, keys, models, storage
+from app.web.views import account, chat, checkpoints, deployments, jobs, keys, models, storage
+from app.web.views.aliases import page as aliases
+from app.web.views.aliases import promotion as alias_promotions
 from app.web.views.comparisons import evaluations as evaluation_comparisons
 from app.web.views.comparisons import runs as run_comparisons
 from app.web.views.datasets import listing as dataset_list
@@ -46,6 +48,7 @@ VIEWS = (
     chat,
     deployments,
     aliases,
+    alias_promotions,
     hosts,
     host_queue,
     cloud_hosts,

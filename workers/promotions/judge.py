@@ -7,7 +7,6 @@ from typing import Any
 
 from app.aliases.targets import find_name_holders
 from app.deployments import lifecycle as deployments
-from app.promotions.decision import Assessment, ConditionState
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import DeploymentStatus, Run
@@ -33,8 +32,6 @@ from workers.inputs.served_models import DeploymentUse, served_model_environment
 from workers.outputs.token_use import TokenUseFollower
 from workers.runs import results
 from workers.runs.complete import publish_files
-
-CONDITION = "judge"
 
 
 class JudgeProgramEnded(TunesmithError):
@@ -173,28 +170,6 @@ def describe_judgement(result: dict[str, Any]) -> dict[str, Any]:
     evaluation = EvaluationResult.model_validate(result)
     score = next(model for model in evaluation.models if model.role == MODEL).scores[0]
     return score.model_dump(mode="json", include={"value", "n", "interval_95", "signature", "details"})
-
-
-def assess_judgement(condition: JudgeCondition, judgement: dict[str, Any] | None) -> Assessment:
-    """Return the assessment on a judgement; without one, the condition is undecided."""
-    bound = condition.min_preference
-    if judgement is None:
-        return Assessment(
-            CONDITION, ConditionState.undecided, None, bound, 0, None, "the judge has not ended yet"
-        )
-    value, n, interval = judgement["value"], judgement["n"], judgement["interval_95"]
-    holds = interval is not None and interval[0] >= bound
-    described = "unknown" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
-    return Assessment(
-        CONDITION,
-        ConditionState.holds if holds else ConditionState.violated,
-        value,
-        bound,
-        n,
-        None if interval is None else (interval[0], interval[1]),
-        f"the judge's mean preference for the new deployment is {value:.3g} on {n} rows (95 % interval "
-        f"{described}); its lower end must reach {bound:.3g}",
-    )
 
 
 def _environment(config: EvaluateConfig, settings: Settings) -> dict[str, str]:

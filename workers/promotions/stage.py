@@ -22,6 +22,7 @@ from app.promotions.decision import (
     Assessment,
     StepOutcome,
     assess,
+    assess_judgement,
     count_requests,
     decide_step,
     describe_measurement,
@@ -44,7 +45,7 @@ from workers.promotions.errors import (
     build_error,
     explain_outcome,
 )
-from workers.promotions.judge import PromotionJudge, assess_judgement, describe_judgement
+from workers.promotions.judge import PromotionJudge, describe_judgement
 from workers.promotions.snapshot import StepSnapshot, read_snapshot
 
 POLL_SECONDS = 1.0

@@ -1,7 +1,7 @@
 """Models: listing, downloading, serving, and talking to them."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,12 @@ from app.client.commands.output import (
     print_table,
 )
 from app.client.commands.specs import SpecUnusable, parse_settings, resolve_model
+from app.client.views.aliases import (
+    AliasRecord,
+    AliasTargetRecord,
+    PromotionRecord,
+    PromotionStepRecord,
+)
 
 get_cli = typer.Typer(help="Download models, data and files of runs.", no_args_is_help=True)
 To = Annotated[Path | None, typer.Option("--to", help="Path to write to.")]
@@ -59,6 +65,41 @@ def list_deployments(as_json: JsonOption = False) -> None:
     ]
     columns = ["name", "status", "model", "engine", "queue", "waits for", "id"]
     print_table(columns, rows, empty="There is no deployment: `tunesmith deploy MODEL NAME`.")
+
+
+def list_aliases(
+    name: Annotated[str | None, typer.Argument(help="Alias, of which its promotions are listed.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the aliases of deployments, or the promotions of one, newest first."""
+    with connect() as client:
+        found = list(client.aliases.list()) if name is None else list(client.aliases.promotions(name))
+    if as_json:
+        print_json(found)
+        return
+    if name is None:
+        rows = [
+            [one.name, one.version, _describe_shares(one.targets), format_age(one.updated_at)]
+            for one in found
+            if isinstance(one, AliasRecord)
+        ]
+        empty = "There is no alias: `PUT /api/v1/aliases/NAME` or the page of deployments creates one."
+        print_table(["name", "version", "requests go to", "age"], rows, empty=empty)
+        return
+    rows = [
+        [
+            one.deployment,
+            one.status,
+            one.outcome,
+            _describe_steps(one.steps),
+            format_age(one.created_at),
+            one.run_id,
+        ]
+        for one in found
+        if isinstance(one, PromotionRecord)
+    ]
+    columns = ["deployment", "status", "outcome", "steps", "age", "id"]
+    print_table(columns, rows, empty=f"No promotion of the alias {name}.")
 
 
 def list_hosts(as_json: JsonOption = False) -> None:
@@ -215,6 +256,14 @@ def _explain_training(client: Client, model: str) -> Iterator[None]:
         if f" {model}:" in state:
             missing.hint = f"The service is {state}. It is served afterwards: wait, and repeat the command."
         raise
+
+
+def _describe_shares(targets: Sequence[AliasTargetRecord]) -> str:
+    return ", ".join(f"{target.deployment} {target.share:.4g}" for target in targets)
+
+
+def _describe_steps(steps: Sequence[PromotionStepRecord]) -> str:
+    return ", ".join(f"{step.share:.4g} {step.state}" for step in steps)
 
 
 def _print_path(path: Path, as_json: bool, **names: str) -> None:

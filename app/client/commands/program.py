@@ -81,6 +81,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Lists": {
         "models": models.list_models,
         "deployments": models.list_deployments,
+        "aliases": models.list_aliases,
         "hosts": models.list_hosts,
         "storage": storage.storage,
     },

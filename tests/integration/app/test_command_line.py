@@ -87,7 +87,11 @@ def test_a_check_finds_without_a_service_what_the_service_finds(tunesmith: Run, 
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "jobs", "models", "deployments", "hosts", "storage", "data list", "top"]
+    "command",
+    [
+        *("status", "jobs", "models", "deployments", "aliases", "aliases prod", "hosts", "storage"),
+        *("data list", "top"),
+    ],
 )
 def test_what_is_listed_can_be_read_as_json(tunesmith: Run, command: str) -> None:
     code, output, errors = tunesmith(*command.split(), "--json")

@@ -8,6 +8,7 @@ from sqlmodel import select
 from starlette.testclient import TestClient
 
 from app.aliases.promotions import begin_next_step, begin_promotion, shift_targets
+from app.http.paging import PageQuery
 from app.promotions.service import list_promotions, list_unfinished_promotions
 from app.routing_table.traffic import read_traffic
 from app.runs import lifecycle
@@ -255,8 +256,46 @@ def test_a_promotion_is_read_with_the_traffic_of_its_step(client: TestClient, be
     promotion = promotion_of(begun)
     report(client, promotion.version, promotion.deployment_id, succeeded=9, failed=1)
     with read_session() as session:
-        [found], others = list_promotions(session, "prod"), list_promotions(session, "other")
+        [found], following = list_promotions(session, "prod", PageQuery())
+        others, _ = list_promotions(session, "other", PageQuery())
         [unfinished] = list_unfinished_promotions(session)
-    assert (found.run_id, found.is_active, others) == (begun.id, True, []) and unfinished == found
+    assert (found.run_id, found.is_active, following) == (begun.id, True, None) and unfinished == found
+    assert others == []
     assert [step.state for step in found.steps] == ["current", "planned"]
     assert (found.steps[0].measured["requests"], found.steps[0].conditions[0]["state"]) == (10, "undecided")
+
+
+def test_the_promotions_of_an_alias_are_listed_page_by_page(client: TestClient, begun: Run) -> None:
+    later = post(client, promote(deployment="next")).json()["runs"][0]["id"]
+    first = client.get("/api/v1/aliases/prod/promotions", params={"limit": 1}).json()
+    assert [each["run_id"] for each in first["items"]] == [later] and first["items"][0]["outcome"] is None
+    query = {"limit": 1, "after": first["next"]}
+    second = client.get("/api/v1/aliases/prod/promotions", params=query).json()
+    assert [each["run_id"] for each in second["items"]] == [begun.id] and second["next"] is None
+    assert [step["state"] for step in second["items"][0]["steps"]] == ["current", "planned"]
+    assert client.get("/api/v1/aliases/other/promotions").json() == {"items": [], "next": None}
+
+
+@on_sqlite
+def test_the_judgement_is_among_the_conditions_of_the_current_step(
+    client: TestClient, make_dataset: Callable[..., Dataset], make_worker: Callable[..., Worker]
+) -> None:
+    insert_row(name="next")
+    judge = {
+        "judge": {"deployment": "stable"},
+        "rubric": "r",
+        "dataset": make_dataset("prompts").id,
+        "min_preference": 0.4,
+    }
+    posted = post(client, promote(deployment="next", conditions={"judge": judge}))
+    assert posted.status_code == 201, posted.text
+    with transaction() as session:
+        run = lifecycle.claim(session, make_worker().id, [Queue.cpu], [StageKind.promote], 60)
+        assert run is not None
+        begin_promotion(session, run, "prod", "next", 0.25).judgement = {
+            "value": 0.3,
+            "n": 40,
+            "interval_95": [0.2, 0.39],
+        }
+    [condition] = client.get("/api/v1/aliases/prod/promotions").json()["items"][0]["steps"][0]["conditions"]
+    assert (condition["condition"], condition["state"], condition["n"]) == ("judge", "violated", 40)

@@ -7,10 +7,12 @@ import pytest
 
 from app.aliases.promotions import end_promotion
 from app.aliases.service import get_alias
+from app.http.paging import PageQuery
+from app.promotions.service import list_promotions
 from app.runs import lifecycle
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent
 from app.storage.database import read_session, transaction
-from app.tables import EventType, Scope
+from app.tables import Dataset, EventType, Run, Scope
 from tests.integration.app.web import seeded_serving as seeded
 from tests.integration.app.web.conftest import Browser
 from tests.integration.app.web.seeded_serving import PromotionFailed
@@ -86,6 +88,35 @@ def test_a_promotion_is_a_job_with_the_values_of_the_form(browser: Browser) -> N
     assert browser.post(f"{PAGE}/promotions/{run_id}/abort", page=PAGE).status_code == 303
     assert ">Cancelled<" in browser.get(PAGE).text
     assert browser.post(f"{PAGE}/promotions/run_none/abort", page=PAGE).status_code == 404
+
+
+def test_a_promotion_can_have_a_judge(browser: Browser, make_dataset: Callable[..., Dataset]) -> None:
+    form = {"deployment": "news-v2", "steps": "25, 100", "max_error_percent": ""}
+    judge = {
+        "judge": "asleep",
+        "judge_rubric": "The answer is correct.",
+        "judge_dataset": make_dataset(name="prompts").name,
+        "judge_min_percent": "45",
+    }
+    incomplete = {**form, **judge, "judge_rubric": ""}
+    refused = browser.post(f"{PAGE}/promotions", page=PAGE, **incomplete)
+    assert refused.status_code == 422 and "judge_rubric" in refused.text
+    assert browser.post(f"{PAGE}/promotions", page=PAGE, **form, **judge).status_code == 303
+    with read_session() as session:
+        [found], _ = list_promotions(session, "news", PageQuery())
+        condition = session.get_one(Run, found.run_id).config["conditions"]["judge"]
+    assert condition["judge"] == {"deployment": "asleep"} and condition["min_preference"] == 0.45
+    shown = browser.get(PAGE).text
+    assert '<option value="prompts">' in shown and "in both orders" in shown
+
+
+def test_older_promotions_have_a_page(browser: Browser) -> None:
+    runs = [seeded.submit_promotion() for _ in range(11)]
+    first = browser.get(PAGE).text
+    assert runs[0] not in first and runs[1] in first
+    (older,) = re.findall(r'rel="next" href="([^"]+)"', first)
+    shown = browser.get(older).text
+    assert runs[0] in shown and runs[2] not in shown
 
 
 def test_a_running_promotion_shows_its_traffic_and_is_aborted(browser: Browser) -> None:

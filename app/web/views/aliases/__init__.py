@@ -1,0 +1,1 @@
+"""The page of an alias, and the form of its promotions."""
