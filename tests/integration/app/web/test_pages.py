@@ -117,3 +117,13 @@ def test_names_of_users_are_escaped(browser: Browser, make_job: MakeJob) -> None
     for path in ("/jobs", f"/jobs/{run.job_id}"):
         assert "<script>alert" not in browser.get(path).text
         assert "&lt;hx-partial&gt;" in browser.get(path).text
+
+
+def test_a_refusal_is_explained_in_the_language_of_the_page(browser: Browser) -> None:
+    korean = {"Accept-Language": "ko"}
+    page = browser.get("/jobs/job_none", **korean).text
+    assert page.index("작업을 찾을 수 없습니다.") < page.index("There is no job job_none")
+    notice = browser.client.post(
+        "/jobs/job_none/cancel", data={"csrf": browser.csrf()}, headers={**korean, "HX-Request": "true"}
+    )
+    assert notice.status_code == 404 and "작업을 찾을 수 없습니다." in notice.text

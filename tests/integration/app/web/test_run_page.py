@@ -45,6 +45,16 @@ def test_an_error_is_shown_with_its_cause_and_its_fix(browser: Browser) -> None:
     assert 'class="action-retry"' in shown
 
 
+def test_an_error_has_a_title_and_advice_in_the_language_of_the_page(browser: Browser) -> None:
+    run = seeded_jobs.add_shown_jobs()["support-chat-v3"][0]
+    shown = browser.get(f"/runs/{run.id}", **{"Accept-Language": "ko"}).text
+    title, advice = shown.index("장치의 메모리가 부족합니다"), shown.index("배치 크기나 최대 길이를 줄이거나")
+    assert title < advice < shown.index("ran out of memory at step 42")
+    assert (
+        "장치의 메모리가 부족합니다" in browser.get(f"/jobs/{run.job_id}", **{"Accept-Language": "ko"}).text
+    )
+
+
 def test_a_run_that_has_logged_nothing_says_so(browser: Browser, make_job: MakeJob) -> None:
     (run,) = make_job(RunStatus.queued)
     shown = browser.get(f"/runs/{run.id}").text

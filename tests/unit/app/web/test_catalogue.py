@@ -13,6 +13,7 @@ import pytest
 from app.web.catalogue import FOLDER, Language, load_texts, translator
 from app.web.static_files import load_files
 from tests.conftest import ROOT
+from trainers.runtime.error_codes import ErrorCode
 
 WEB = ROOT / "app" / "web"
 TEMPLATES = sorted((WEB / "templates").rglob("*.jinja"))
@@ -40,6 +41,16 @@ def test_both_languages_have_the_same_keys_and_placeholders() -> None:
     assert english.keys() == korean.keys()
     differing = [key for key in english if placeholders(english[key]) != placeholders(korean[key])]
     assert differing == []
+
+
+def test_every_error_of_a_run_has_a_title_and_advice_and_every_refusal_a_sentence() -> None:
+    codes = list(ErrorCode)
+    of_runs, of_requests = codes.index(ErrorCode.bad_request), codes.index(ErrorCode.invalid_request)
+    expected = {f"failures.{code}.{part}" for code in codes[:of_runs] for part in ("title", "advice")}
+    expected |= {f"refusals.{code}" for code in codes[of_runs:of_requests]}
+    assert expected - load_texts(Language.en).keys() == set()
+    texts = [key for key in load_texts(Language.en) if key.startswith(("failures.", "refusals."))]
+    assert [key for key in texts if key.split(".")[1] not in set(ErrorCode)] == []
 
 
 def test_every_text_is_used() -> None:
