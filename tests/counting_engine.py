@@ -18,17 +18,25 @@ class CountingEngine(ThreadingHTTPServer):
     """The server; `ledger` is the file of requests.
 
     More `max_tokens` than `room` are rejected as vLLM rejects them; without the field a completion may use
-    what is left. `room=0` rejects every request.
+    what is left. `room=0` rejects every request. The file `allowed` contains how many requests are completed,
+    of all in the ledger; the others wait.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(
-        self, ledger: Path, port: int = 0, seconds: float = 0.0, wrong: str = "", room: int = 10**6
+        self,
+        ledger: Path,
+        port: int = 0,
+        seconds: float = 0.0,
+        wrong: str = "",
+        room: int = 10**6,
+        allowed: Path | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.ledger, self.seconds, self.wrong, self.room = ledger, seconds, wrong, room
+        self.allowed = allowed
         self._lock = threading.Lock()
 
     def handle_error(self, *_: object) -> None:
@@ -39,10 +47,15 @@ class CountingEngine(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def record(self, request: dict[str, Any]) -> None:
-        with self._lock, self.ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(request) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            with self.ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(request) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            number = len(read_ledger(self.ledger)) if self.allowed else 0
+        # A file that is being written is empty for a moment.
+        while self.allowed and number > int(self.allowed.read_text() or 0):
+            time.sleep(0.02)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,6 +106,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--ledger", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--allowed", type=Path)
     options, _ = parser.parse_known_args()
-    CountingEngine(options.ledger, options.port, options.seconds).serve_forever()
+    CountingEngine(options.ledger, options.port, allowed=options.allowed).serve_forever()

@@ -1,6 +1,7 @@
 """PostgreSQL, Redis and MLflow for tests: private processes that end with the test session."""
 
 import contextlib
+import itertools
 import os
 import pwd
 import secrets
@@ -20,7 +21,11 @@ from typing import Any, NoReturn
 import httpx2
 import pytest
 
-START_SECONDS = 30
+# Only a server that hangs takes as long; a busy machine starts one in seconds.
+START_SECONDS = 90
+REQUEST_SECONDS = 60
+# Below the ephemeral range, from which the kernel assigns ports to clients. No more processes test at once.
+FIRST_PORT, PORTS_PER_PROCESS, MAX_PROCESSES = 20_000, 1_200, 10
 REQUIRED = "REQUIRE_PROGRAMS" in os.environ
 
 
@@ -167,7 +172,7 @@ class MlflowServer:
             self._server = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        deadline = time.monotonic() + 2 * START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not self._is_up():
             assert self._server.poll() is None and time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.1)
@@ -192,13 +197,15 @@ class MlflowServer:
     def history(self, run: Any, key: str) -> list[tuple[int, float]]:
         """Return the steps and values of a metric, by step."""
         query = {"run_id": run["info"]["run_id"], "metric_key": key}
-        response = httpx2.get(f"{self.url}/api/2.0/mlflow/metrics/get-history", params=query)
+        response = httpx2.get(
+            f"{self.url}/api/2.0/mlflow/metrics/get-history", params=query, timeout=REQUEST_SECONDS
+        )
         points = response.raise_for_status().json().get("metrics", [])
         return sorted((int(point["step"]), point["value"]) for point in points)
 
     def post(self, path: str, **body: Any) -> Any:
         """Return the JSON of a POST that must succeed."""
-        response = httpx2.post(f"{self.url}/api/2.0/mlflow/{path}", json=body)
+        response = httpx2.post(f"{self.url}/api/2.0/mlflow/{path}", json=body, timeout=REQUEST_SECONDS)
         return response.raise_for_status().json()
 
     def _is_up(self) -> bool:
@@ -255,11 +262,21 @@ def _copy(source: socket.socket, destination: socket.socket) -> None:
         destination.shutdown(socket.SHUT_RDWR)
 
 
+# Outside of xdist any of them: other test runs may be in progress. `random` would return the same numbers in
+# all of them, because training seeds it.
+_PROCESS = (
+    int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{secrets.randbelow(MAX_PROCESSES)}")[2:]) % MAX_PROCESSES
+)
+_PORT_NUMBERS = itertools.count(secrets.randbelow(PORTS_PER_PROCESS))
+
+
 def free_port() -> int:
-    """Return a free port below the ephemeral range, from which the kernel assigns ports to clients."""
+    """Return a free port, which nothing else of this test run takes before the caller's program listens.
+
+    Each of the parallel test processes has ports of its own, and takes one after the other.
+    """
     while True:
-        # `random` would return the same ports in parallel test processes: training seeds it.
-        port = 20_000 + secrets.randbelow(12_000)
+        port = FIRST_PORT + _PROCESS * PORTS_PER_PROCESS + next(_PORT_NUMBERS) % PORTS_PER_PROCESS
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port

@@ -48,4 +48,4 @@ def tls_proxy(folder: Path, upstream_port: int) -> Iterator[TlsControlPlane]:
         yield TlsControlPlane(f"https://localhost:{port}", folder / "caddy/pki/authorities/local/root.crt")
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

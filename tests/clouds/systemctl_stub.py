@@ -1,7 +1,8 @@
 """`systemctl` and `systemd-run` of a sandboxed machine: units are started as plain processes.
 
 It reads units as they were written, records its arguments, runs the service of a timer at each tick, restarts
-a service that has ended, and stops one by SIGTERM. It runs with the system's Python, without packages.
+a service that has ended, and stops one by SIGTERM. A test can change the time of a tick, and run a script
+before each. It runs with the system's Python, without packages.
 """
 
 import os
@@ -45,7 +46,6 @@ def supervise(name: str) -> None:
     service = read_unit(name.replace(".timer", ".service"))
     command = shlex.split(service["ExecStart"][-1])
     folder = service.get("WorkingDirectory", ["/"])[-1]
-    tick = float((MACHINE / "tick_seconds").read_text())
     stopping = False
     child: subprocess.Popen[bytes] | None = None
 
@@ -58,7 +58,7 @@ def supervise(name: str) -> None:
     signal.signal(signal.SIGTERM, stop)
     while not stopping:
         if name.endswith(".timer"):
-            time.sleep(tick)
+            wait_for_tick()
             with (MACHINE / "ticks").open("a") as ticks:
                 print(name, file=ticks)
         with (MACHINE / f"{name}.log").open("ab") as log:
@@ -76,6 +76,16 @@ def supervise(name: str) -> None:
             return
         if name.endswith(".service"):
             time.sleep(RESTART_SECONDS)
+
+
+def wait_for_tick() -> None:
+    """Wait for as long as the test says now."""
+    since = time.monotonic()
+    # A file that is being written is empty for a moment.
+    while time.monotonic() - since < float((MACHINE / "tick_seconds").read_text() or "inf"):
+        time.sleep(0.02)
+    if (MACHINE / "before_tick").exists():
+        subprocess.run(["/bin/bash", str(MACHINE / "before_tick")], check=True)
 
 
 def start(name: str) -> None:

@@ -25,10 +25,10 @@ from tests.services import free_port
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 ROOT = Path(__file__).parents[2]
-# Leases short enough that a test can wait for one to end.
 QUICK = {
-    "TUNESMITH_LEASE_SECONDS": "4",
-    "TUNESMITH_HEARTBEAT_SECONDS": "0.5",
+    # A busy machine stops a process for seconds, which must not cost a run its attempt.
+    "TUNESMITH_LEASE_SECONDS": "60",
+    "TUNESMITH_HEARTBEAT_SECONDS": "1",
     "TUNESMITH_SWEEP_SECONDS": "0.5",
     "TUNESMITH_RENOTIFY_SECONDS": "2",
     "TUNESMITH_STOP_GRACE_SECONDS": "4",
@@ -39,6 +39,9 @@ QUICK = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+
+# For a worker whose lease a test lets end.
+SHORT_LEASE = {"TUNESMITH_LEASE_SECONDS": "8"}
 
 
 class Platform:
@@ -248,12 +251,17 @@ class Platform:
         return answer.json()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, message: str | Callable[[], str]) -> None:
+def wait_until(
+    condition: Callable[[], bool],
+    seconds: float,
+    message: str | Callable[[], str],
+    poll_seconds: float = 0.1,
+) -> None:
     """Wait for a condition; fail with the message after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, message() if callable(message) else message
-        time.sleep(0.1)
+        time.sleep(poll_seconds)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -298,11 +306,17 @@ def short_stage() -> dict[str, Any]:
 
 def find_engines(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the processes of a worker's engines, without their guards."""
+    return find_children(worker, "serving.engines.hf")
+
+
+def find_children(worker: subprocess.Popen[bytes], module: str) -> list[psutil.Process]:
+    """Return the processes of a worker that run this module; of programs, not their guards."""
     found = []
     for process in list_children(worker):
+        # Others of its processes may end meanwhile.
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
-            if "serving.engines.hf" in command and "workers.hosts.guard" not in command:
+            if module in command and "workers.hosts.guard" not in command[: command.index(module)]:
                 found.append(process)
     return found
 

@@ -71,7 +71,8 @@ def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
         embedded.post("/aliases/prod/rollback", {})
         wait_until(lambda: following not in completions[-8:], 120, "the rollback had no effect")
     assert set(counted) == {stable, following}
-    assert 60 <= counted[following] <= 120, counted
+    # Each request is drawn: beyond five standard deviations from 90, the shares are others.
+    assert 50 <= counted[following] <= 130, counted
     history = embedded.get("/aliases/prod/history")["items"]
     assert [version["restored_version"] for version in history] == [1, 2, None, None, None]
 

@@ -41,14 +41,14 @@ def test_one_worker_survives_every_damage_and_executes_runs(
     platform: Platform, broker: services.RedisServer
 ) -> None:
     worker = platform.start_worker()
-    wait_until(lambda: "ready." in read_log(platform), 60, "the worker is not ready")
+    wait_until(lambda: "ready." in read_log(platform), 120, "the worker is not ready")
     for damage in DAMAGES:
         with Redis.from_url(broker.url) as client:
             for command in DAMAGES[damage]:
                 client.execute_command(*command)
         assert_works(platform, worker)
         if damage == "read-only":
-            wait_until(lambda: has_problem(platform, worker), 30, "the problem is not reported")
+            wait_until(lambda: has_problem(platform, worker), 60, "the problem is not reported")
         broker.stop()
         broker.start()
     failures = [line for line in read_log(platform).splitlines() if "broker failed" in line]
@@ -76,7 +76,7 @@ def test_a_worker_starts_and_executes_runs(
 def assert_works(platform: Platform, worker: "subprocess.Popen[bytes]") -> None:
     """Execute two jobs in a row: the first may have been notified before the damage took effect."""
     for _ in range(2):
-        job = platform.wait_until_finished(platform.submit(short_stage()), 60)
+        job = platform.wait_until_finished(platform.submit(short_stage()), 120)
         assert (job["status"], worker.poll()) == ("succeeded", None), read_log(platform)
 
 
@@ -87,7 +87,7 @@ def has_problem(platform: Platform, worker: "subprocess.Popen[bytes]") -> bool:
 
 def stop(worker: "subprocess.Popen[bytes]") -> None:
     worker.terminate()
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0
 
 
 def read_log(platform: Platform) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.platform import Platform, list_children, sft_stage, wait_until
+from tests.e2e.platform import SHORT_LEASE, Platform, find_children, sft_stage, wait_until
 from tests.integration.workers.conftest import PROGRAM
 
 NVIDIA_SMI = """#!/bin/sh
@@ -92,7 +92,7 @@ class GpuHost(Platform):
         def started() -> list[Any]:
             return [line for line in self.ledger() if line["run"] in runs and line["attempt"] == attempt]
 
-        wait_until(lambda: len(started()) == len(runs), 60, lambda: f"{[self.run(job) for job in jobs]}")
+        wait_until(lambda: len(started()) == len(runs), 120, lambda: f"{[self.run(job) for job in jobs]}")
         return [line["gpus"] for line in started()]
 
     def is_released(self, job: str) -> bool:
@@ -136,18 +136,18 @@ def test_one_worker_runs_eight_programs_side_by_side(host: GpuHost) -> None:
     last = host.train(devices=2)
     assert host.run(last)["waiting_for"] == "This run is the next one; the only worker on queue cuda is busy."
     host.finish(jobs[3])
-    wait_until(lambda: "has more than 1 free" in (host.run(last)["waiting_for"] or ""), 30, "1 GPU is free")
+    wait_until(lambda: "has more than 1 free" in (host.run(last)["waiting_for"] or ""), 60, "1 GPU is free")
     host.finish(jobs[5])
     assert host.gpus([last]) == ["3,5"]
     assert "the most is 8" in host.run(host.train(devices=9))["waiting_for"]
     # All programs stop at once with their worker.
     worker.terminate()
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0
     assert [line for line in host.ledger() if psutil.pid_exists(line["pid"])] == []
 
 
 def test_gpus_of_a_killed_worker_are_used_again_when_its_programs_are_gone(host: GpuHost) -> None:
-    first = host.start_worker("first", "cuda", CUDA_VISIBLE_DEVICES="3,GPU-00000001,0")
+    first = host.start_worker("first", "cuda", CUDA_VISIBLE_DEVICES="3,GPU-00000001,0", **SHORT_LEASE)
     jobs = [host.train() for _ in range(3)]
     assert sorted(host.gpus(jobs)) == ["0", "1", "3"]
     waiting = host.train()
@@ -160,7 +160,7 @@ def test_gpus_of_a_killed_worker_are_used_again_when_its_programs_are_gone(host:
     first.send_signal(signal.SIGKILL)
     first.wait()
     # The other worker ends what it finds of a worker that is gone, guards that are suspended included.
-    wait_until(lambda: all(host.is_released(job) for job in jobs), 30, "the leases do not end")
+    wait_until(lambda: all(host.is_released(job) for job in jobs), 60, "the leases do not end")
     host.resume_guards()
     assert sorted(host.gpus(jobs, attempt=2)) == ["0", "1", "3"]
     assert [line["overlaps"] for line in host.ledger() if line["overlaps"]] == []
@@ -170,7 +170,7 @@ def test_gpus_of_a_killed_worker_are_used_again_when_its_programs_are_gone(host:
 
 def test_the_service_on_a_host_with_gpus_trains_on_one_without_being_asked(host: GpuHost) -> None:
     host.start_service()
-    wait_until(lambda: host.client.get("/readyz").json()["queues"] == ["cpu", "cuda"], 60, "no worker")
+    wait_until(lambda: host.client.get("/readyz").json()["queues"] == ["cpu", "cuda"], 120, "no worker")
     (worker,) = host.get("/workers", alive=True)["items"]
     assert (worker["queues"], len(worker["hardware"]["gpus"])) == (["cuda", "cpu"], 8)
     stages = [sft_stage(), PREPARE]
@@ -185,8 +185,7 @@ def test_the_service_on_a_host_with_gpus_trains_on_one_without_being_asked(host:
 
 def _suspend_guards(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Suspend the guards of a worker, which would end its programs at once after the worker is killed."""
-    children = list_children(worker)
-    guards = [process for process in children if "workers.hosts.guard" in process.cmdline()]
+    guards = find_children(worker, "workers.hosts.guard")
     assert len(guards) == 3
     for guard in guards:
         guard.suspend()

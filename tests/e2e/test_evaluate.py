@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import ROOT
 from tests.counting_engine import read_ledger
-from tests.e2e.platform import Platform, list_children, sft_stage, wait_until
+from tests.e2e.platform import SHORT_LEASE, Platform, find_children, sft_stage, wait_until
 
 ROWS = 160
 CONCURRENCY = 4
@@ -21,10 +19,13 @@ CONCURRENCY = 4
 
 @pytest.fixture
 def counting_worker(embedded: Platform, tmp_path: Path) -> Path:
-    """Set an engine that counts requests for the workers to come, and return its file of requests."""
+    """Set an engine that counts requests for the workers to come, and return its file of requests.
+
+    It completes as many as the file `allowed` says.
+    """
     ledger = tmp_path / "ledger.jsonl"
     script = str(ROOT / "tests" / "counting_engine.py")
-    command = [sys.executable, script, "--ledger", str(ledger), "--seconds", "0.1"]
+    command = [sys.executable, script, "--ledger", str(ledger), "--allowed", str(tmp_path / "allowed")]
     embedded.environment["TUNESMITH_ENGINE_COMMANDS"] = json.dumps({"hf": command})
     return ledger
 
@@ -33,33 +34,28 @@ def has_asked(ledger: Path, count: int) -> bool:
     return len(read_ledger(ledger)) >= count
 
 
-def find_program(worker: subprocess.Popen[bytes]) -> psutil.Process | None:
-    """Return the program of the worker's evaluation, without its guard."""
-    for process in list_children(worker):
-        command = process.cmdline()
-        if "trainers.evaluate" in command and "workers.hosts.guard" not in command:
-            return process
-    return None
-
-
 def test_no_row_is_asked_twice_after_program_and_worker_were_killed_twice(
     embedded: Platform, counting_worker: Path
 ) -> None:
     embedded.upload("numbers", [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(ROWS)])
     stage = {"stage": "evaluate", "model": "starter", "dataset": "numbers", "concurrency": CONCURRENCY}
     job = embedded.submit(stage | {"max_new_tokens": 8})
-    worker = embedded.start_worker()
+    allowed = counting_worker.with_name("allowed")
+    allowed.write_text("0")
+    worker = embedded.start_worker(**SHORT_LEASE)
     for part, target in enumerate(["program", "worker", "program", "worker"], start=1):
         wanted = part * ROWS // 6
-        wait_until(partial(has_asked, counting_worker, wanted), 120, "too few requests")
+        # The program waits for the next completion when it is killed, however late that is.
+        allowed.write_text(str(wanted))
+        wait_until(partial(has_asked, counting_worker, wanted + 1), 120, "too few requests")
         if target == "program":
-            program = find_program(worker)
-            assert program is not None
+            (program,) = find_children(worker, "trainers.evaluate")
             program.kill()
         else:
             os.kill(worker.pid, signal.SIGKILL)
             worker.wait()
-            worker = embedded.start_worker()
+            worker = embedded.start_worker(**SHORT_LEASE)
+    allowed.write_text(str(2 * ROWS))
     ended = embedded.wait_until_finished(job)
     run = ended["runs"][0]
     assert ended["status"] == "succeeded", ended

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from tests.e2e.platform import Platform, kill, wait_until
+from tests.e2e.platform import SHORT_LEASE, Platform, kill, wait_until
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 MODEL = "gpt-4o-mini"
@@ -30,7 +30,7 @@ TRAINING = {"max_length": 128, "tuning": {"rank": 4}, "learning_rate": 2e-3}
 @pytest.fixture
 def platform(tmp_path: Path, starter: Path) -> Iterator[Platform]:
     models = json.dumps({MODEL: "starter"})
-    platform = Platform(tmp_path / "data", starter, TUNESMITH_OPENAI_MODELS=models)
+    platform = Platform(tmp_path / "data", starter, TUNESMITH_OPENAI_MODELS=models, **SHORT_LEASE)
     platform.environment |= {"TUNESMITH_WARM_START": "true", "TUNESMITH_MAX_FAILURES": "10"}
     yield platform
     platform.stop()

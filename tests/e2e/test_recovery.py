@@ -8,12 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from redis import Redis
 
 from tests import services
-from tests.e2e.platform import LONG, Platform, kill, list_children, sft_stage, short_stage, wait_until
+from tests.e2e.platform import (
+    LONG,
+    SHORT_LEASE,
+    Platform,
+    find_children,
+    kill,
+    list_children,
+    sft_stage,
+    short_stage,
+    wait_until,
+)
 
 STEPS = 60
 EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
@@ -36,14 +45,16 @@ worker_program.program()
 
 def test_the_run_of_a_killed_worker_resumes_on_another_with_the_same_losses(team: Platform) -> None:
     undisturbed = team.submit(sft_stage(**EXACT))
-    first = team.start_worker("first")
+    first = team.start_worker("first", **SHORT_LEASE)
     team.wait_until_finished(undisturbed)
     job = team.submit(sft_stage(**EXACT))
     run_id = team.run(job)["id"]
     saved = team.folder / "runs" / run_id / "attempt-1" / "checkpoints.jsonl"
-    wait_until(saved.exists, 120, "no checkpoint")
-    # However fast the machine, the run does not end before the kill.
-    find_program(first).suspend()
+    wait_until(lambda: find_children(first, "trainers.sft") != [], 120, "no program")
+    program = find_children(first, "trainers.sft")[0]
+    # The program is faster than the rest, and must not end before the kill.
+    wait_until(saved.exists, 120, "no checkpoint", poll_seconds=0.005)
+    program.suspend()
     wait_until(lambda: team.get(f"/runs/{run_id}/checkpoints")["items"] != [], 120, "it is not published")
     os.kill(first.pid, signal.SIGKILL)
     assert team.run(job)["status"] == "running"
@@ -56,16 +67,6 @@ def test_the_run_of_a_killed_worker_resumes_on_another_with_the_same_losses(team
     assert (run["resume_guarantee"], resumed["data"]) == ({"exactness": "exact", "reasons": []},) * 2
     assert team.losses(run["id"]) == team.losses(team.run(undisturbed)["id"])
     assert len(team.losses(run["id"])) == STEPS
-
-
-def find_program(worker: subprocess.Popen[bytes]) -> psutil.Process:
-    """Return the program of the worker's run, without its guard."""
-    (program,) = [
-        process
-        for process in list_children(worker)
-        if "trainers.sft" in process.cmdline() and "workers.hosts.guard" not in process.cmdline()
-    ]
-    return program
 
 
 def freeze(platform: Platform, pid: int) -> None:
@@ -86,7 +87,7 @@ def freeze(platform: Platform, pid: int) -> None:
 
 
 def test_a_worker_that_was_suspended_past_its_lease_writes_nothing(platform: Platform) -> None:
-    sleeper = platform.start_worker("sleeper")
+    sleeper = platform.start_worker("sleeper", **SHORT_LEASE)
     job = platform.submit(sft_stage(**LONG))
     run_id = platform.run(job)["id"]
     wait_until(lambda: platform.run(job)["step"] > 0, 120, "training does not begin")

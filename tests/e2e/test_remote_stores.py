@@ -20,7 +20,7 @@ from app.storage.api_store.upload import CHUNK_BYTES
 from tests.chaos.files import write_base, write_interpreter
 from tests.conftest import ROOT
 from tests.e2e.conftest import create_database
-from tests.e2e.platform import Platform, sft_stage, wait_until
+from tests.e2e.platform import SHORT_LEASE, Platform, sft_stage, wait_until
 from tests.s3_server import BUCKET, S3Server, s3_server
 from tests.services import RedisServer
 
@@ -50,16 +50,16 @@ class Installation:
         self.remote = remote
         self.bucket = bucket
 
-    def start_worker(self, name: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, name: str, **options: str) -> subprocess.Popen[bytes]:
         """Start a worker with an empty data directory."""
         folder = self.platform.folder.with_name(name)
         folder.mkdir()
-        settings = {**self.remote, "TUNESMITH_DATA_DIR": str(folder)}
+        settings = {**self.remote, **options, "TUNESMITH_DATA_DIR": str(folder)}
         return self.platform.start_worker(name, **settings)
 
     def resume_elsewhere(self, job: str) -> Any:
         """Kill the first worker after a checkpoint, and return the run that the second one has finished."""
-        first = self.start_worker("first")
+        first = self.start_worker("first", **SHORT_LEASE)
         run_id = self.platform.run(job)["id"]
         checkpoints = f"/runs/{run_id}/checkpoints"
         wait_until(lambda: self.platform.get(checkpoints)["items"] != [], 120, "no checkpoint is stored")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from tests.e2e.platform import Platform, chat, find_engines, wait_until
+from tests.e2e.platform import SHORT_LEASE, Platform, chat, find_engines, wait_until
 
 
 @pytest.fixture
@@ -50,8 +50,10 @@ def test_a_base_and_its_adapters_share_one_engine_and_the_least_recently_used_sl
 
 def test_an_idle_engine_stops_and_a_request_starts_it_again(embedded: Platform, openai: OpenAI) -> None:
     worker = embedded.start_worker()
-    deployment = embedded.deploy("rare", idle_seconds=1)
+    # It is ready for this long only, which a busy test may not see.
+    deployment = embedded.request_deployment("rare", idle_seconds=4)
     embedded.wait_for_status(deployment, "asleep")
+    assert embedded.get(f"/deployments/{deployment}")["ready_at"] is not None
     wait_until(lambda: not find_engines(worker), 120, "the engine did not stop")
     assert chat(openai, "rare")
     assert len(find_engines(worker)) == 1
@@ -60,7 +62,7 @@ def test_an_idle_engine_stops_and_a_request_starts_it_again(embedded: Platform, 
 def test_the_worker_with_the_base_in_memory_has_precedence_and_another_takes_over_when_it_dies(
     platform: Platform, adapters: dict[str, Path]
 ) -> None:
-    first = platform.start_worker("first")
+    first = platform.start_worker("first", **SHORT_LEASE)
     ids = [platform.deploy("a", platform.register_adapter("a", adapters["a"]))]
     second = platform.start_worker("second")
     ids.append(platform.deploy("b", platform.register_adapter("b", adapters["b"])))

@@ -18,7 +18,7 @@ import pytest
 from tests.chaos import files
 from tests.chaos.ledger import Entry, Kind, read_ledger
 from tests.e2e.network import HostNetwork, host_network
-from tests.e2e.platform import Platform, wait_until
+from tests.e2e.platform import SHORT_LEASE, Platform, wait_until
 from tests.services import PostgresServer, postgres, redis
 
 KEY = f"ts_{'k' * 40}"
@@ -70,7 +70,7 @@ def platform(tmp_path: Path, network: HostNetwork, server: PostgresServer) -> It
         platform.client.headers["Authorization"] = f"Bearer {KEY}"
         platform.start_api("--host", "0.0.0.0")
         for host in HOSTS:
-            data = {"TUNESMITH_DATA_DIR": str(tmp_path / host)}
+            data = {"TUNESMITH_DATA_DIR": str(tmp_path / host), **SHORT_LEASE}
             platform.start_worker(host, prefix=network.prefix(host), **data)
         upload = {"file": ("rows", files.write_rows())}
         created = platform.client.post("/api/v1/datasets", data={"name": "rows"}, files=upload)
@@ -104,26 +104,26 @@ def read_lease_end(server: PostgresServer, run_id: str) -> datetime:
 def test_the_run_of_a_host_that_is_cut_off_resumes_on_the_other_and_nothing_runs_twice(
     platform: Platform, network: HostNetwork, server: PostgresServer, tmp_path: Path
 ) -> None:
-    job = submit(platform, steps=200)
-    wait_until(lambda: platform.run(job)["status"] == "running", 60, "no host takes the run")
+    job = submit(platform, steps=300)
+    wait_until(lambda: platform.run(job)["status"] == "running", 120, "no host takes the run")
     other_job = submit(platform, steps=10)
     assert platform.wait_until_finished(other_job)["status"] == "succeeded"
     run_id = platform.run(job)["id"]
-    wait_until(lambda: platform.get(f"/runs/{run_id}/checkpoints")["items"] != [], 60, "no checkpoint")
+    wait_until(lambda: platform.get(f"/runs/{run_id}/checkpoints")["items"] != [], 120, "no checkpoint")
     cut_off = find_host(platform, platform.run(job))
     (other,) = set(HOSTS) - {cut_off}
     assert platform.run(other_job)["id"] in (platform.folder / f"{other}.log").read_text()
 
     network.pull_cable(cut_off)
     lease_end = read_lease_end(server, run_id)
-    wait_until(lambda: platform.run(job)["attempt"] == 2, 60, "the run is not released")
+    wait_until(lambda: platform.run(job)["attempt"] == 2, 120, "the run is not released")
     assert find_host(platform, platform.run(job)) == other
     first = read_entries(tmp_path, run_id, 1)
     assert first[-1].wall < lease_end.timestamp(), "the program outlived its lease"
 
     network.plug_cable(cut_off)
     assert platform.wait_until_finished(job)["status"] == "succeeded"
-    wait_until(lambda: is_alive(platform, cut_off), 60, "the host does not return")
+    wait_until(lambda: is_alive(platform, cut_off), 120, "the host does not return")
     assert platform.run(job)["attempt"] == 2
     second = read_entries(tmp_path, run_id, 2)
     (resumed,) = [entry for entry in second if entry.kind is Kind.resumed]

@@ -129,8 +129,8 @@ class Tunnel:
                 # Whatever ends the connection, the tunnel is opened again.
                 is_refused = self._has_logged(HOST_KEY_LINES)
                 self._problem = describe_error(error)
-                self._set_state(TunnelState.refused if is_refused else TunnelState.broken)
                 self._incident.record(error)
+                self._set_state(TunnelState.refused if is_refused else TunnelState.broken)
             if time.monotonic() - started > STABLE_SECONDS:
                 delay = FIRST_RETRY_SECONDS
             self._stopping.wait(delay)

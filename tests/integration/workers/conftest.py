@@ -54,7 +54,8 @@ def succeed(**result):
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerContext]:
     """Yield a worker with its heartbeat, but without a broker."""
-    settings.lease_seconds, settings.heartbeat_seconds = 4, 0.5
+    # A busy machine stops this process for seconds, which must not cost a run its lease.
+    settings.lease_seconds, settings.heartbeat_seconds = 60, 0.5
     settings.trainer_python = str(settings.data_dir / "program")
     base = settings.data_dir / "models" / "base"
     base.mkdir(parents=True)

@@ -28,13 +28,13 @@ from workers.hosts.guard_options import EXIT_SIGNAL_BASE
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.warm_start import ForkServer
 
-# Starts the program as a worker does, prints the guard's process id, and sleeps.
+# Starts the program as a worker does, and prints the guard's process id. The last lease is a short one.
 WORKER = """
 import os, sys, time
 from pathlib import Path
 from workers.hosts.guarded_process import start_guarded_process
 from workers.hosts.warm_start import ForkServer
-log, seconds, warm, *command = sys.argv[1:]
+log, warm, *command = sys.argv[1:]
 fork_server = None
 if warm == "warm":
     fork_server = ForkServer(sys.executable, os.environ, modules=())
@@ -42,9 +42,13 @@ if warm == "warm":
     while not fork_server.is_ready:
         time.sleep(0.05)
 program = start_guarded_process(
-    command, log=Path(log), environment=os.environ, seconds=float(seconds), fork_server=fork_server
+    command, log=Path(log), environment=os.environ, seconds=120, fork_server=fork_server
 )
 print(program.pid, flush=True)
+while not Path(log).with_name("shorten").exists():
+    time.sleep(0.05)
+program.extend(1)
+Path(log).with_name("shortened").touch()
 time.sleep(120)
 """
 
@@ -118,14 +122,12 @@ def _stop_fork_server() -> Iterator[None]:
     fork_server().stop()
 
 
-def start_worker(
-    family: Family, how: Start, *, seconds: float = 60, bound: bool = False
-) -> tuple[subprocess.Popen[str], int]:
+def start_worker(family: Family, how: Start, *, bound: bool = False) -> tuple[subprocess.Popen[str], int]:
     """Start a worker with the program; return it with the id of its guard."""
     command = family_command(family.folder, bound=bound)
     log = str(family.folder.with_name("log"))
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, log, str(seconds), how, *command],
+        [sys.executable, "-c", WORKER, log, how, *command],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -234,8 +236,10 @@ def test_no_process_stays_when_the_worker_is_killed(family: Family, how_on_linux
 def test_no_process_stays_when_the_worker_is_suspended_past_its_lease(
     family: Family, how_on_linux: Start
 ) -> None:
-    worker, _ = start_worker(family, how_on_linux, seconds=3)
+    worker, _ = start_worker(family, how_on_linux)
     family.pids()
+    family.folder.with_name("shorten").touch()
+    wait_until(family.folder.with_name("shortened").exists)
     os.kill(worker.pid, signal.SIGSTOP)
     wait_until(lambda: family.count() == 0)
     worker.kill()
@@ -260,9 +264,10 @@ def test_what_a_killed_worker_and_its_suspended_guard_have_left_ends_before_the_
     worker, guard = start_worker(family, how_on_linux)
     family.pids()
     os.kill(guard, signal.SIGSTOP)
+    # From its end on, any other test that starts a program ends them, too.
+    assert family.count() == N_PROCESSES
     worker.kill()
     worker.wait()
-    assert family.count() == N_PROCESSES
     command = [sys.executable, "-c", ""]
     start_guarded_process(command, log=tmp_path / "next", environment=os.environ, seconds=60).wait(60)
     assert family.count() == 0

@@ -132,13 +132,13 @@ def test_a_worker_that_stops_waits_for_a_run_that_is_being_claimed(
 
     def claim_slowly(*arguments: Any) -> ClaimedRun | None:
         is_claiming.set()
-        may_claim.wait(5)
+        may_claim.wait(60)
         return claim_next(*arguments)
 
     monkeypatch.setattr("workers.nodes.offers.claim_next", claim_slowly)
     notification = threading.Thread(target=dispatcher.fill)
     notification.start()
-    assert is_claiming.wait(5)
+    assert is_claiming.wait(60)
     worker.stopping.set()
     dispatcher.start()
     threading.Timer(0.3, may_claim.set).start()

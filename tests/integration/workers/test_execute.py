@@ -255,7 +255,6 @@ class Outage:
 def test_a_run_that_ends_during_an_outage_loses_no_checkpoint_and_no_event(
     worker: WorkerContext, submit: Submit
 ) -> None:
-    worker.settings.lease_seconds = 20
     run_id = submit(
         "print('started', flush=True)\nwait_for('finish')\n"
         "checkpoint(7)\nprint('last', flush=True)\nsucceed()"
@@ -363,7 +362,7 @@ def test_a_run_that_pauses_gets_the_time_that_its_checkpoints_take(
 def test_a_pause_before_the_first_checkpoint_gets_the_time_that_its_size_needs(
     worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker.settings.pause_grace_seconds = 0.5
+    worker.settings.pause_grace_seconds = 1.5
     monkeypatch.setattr("workers.runs.checkpoints.SAVE_BYTES_PER_SECOND", 1)
     save = (
         "signal.signal(15, lambda *_: (time.sleep(2 * (attempt - 1)), checkpoint(3 * attempt), sys.exit(75)))"
@@ -491,7 +490,6 @@ def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(
 
 @on_sqlite
 def test_a_deploy_stage_survives_an_outage_of_the_database(worker: WorkerContext, submit: Submit) -> None:
-    worker.settings.lease_seconds = 20
     run_id = submit("", **deploy_stage("hub/model") | {"queue": Queue.cpu})
     thread = in_thread(lambda: execute_next(worker))
     until(lambda: waiting_deployment() is not None)

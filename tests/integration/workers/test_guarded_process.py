@@ -55,6 +55,6 @@ def test_a_program_that_is_asked_to_stop_can_choose_its_exit_status(tmp_path: Pa
 
 
 def test_a_renewed_lease_keeps_the_program_alive(tmp_path: Path) -> None:
-    child = start(tmp_path / "log", "import time; time.sleep(3)", seconds=2)
+    child = start(tmp_path / "log", "import time; time.sleep(7)", seconds=5)
     child.extend(60)
     assert child.wait(60) == 0

@@ -81,7 +81,8 @@ def test_address_space_that_is_only_reserved_is_not_memory(execute: Callable[...
 
 
 def test_a_result_that_was_written_before_the_limit_counts(execute: Callable[..., Run]) -> None:
-    assert execute(f"succeed()\n{SLEEP}", max_seconds=1).status is RunStatus.succeeded
+    # A busy machine starts the program within this time.
+    assert execute(f"succeed()\n{SLEEP}", max_seconds=5).status is RunStatus.succeeded
 
 
 def test_a_file_with_two_names_occupies_the_disk_once(tmp_path: Path, database_url: str) -> None:

@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_while_its_engine_starts_leaves_no_engine(
     run_id = generate("import time; time.sleep(60)", SUCCEED)
     thread = threading.Thread(target=lambda: execute_next(worker))
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not running_engines(worker):
         assert time.monotonic() < deadline, "the engine did not start"
         time.sleep(0.05)
@@ -146,7 +146,7 @@ def test_a_lost_lease_ends_the_engine(worker: WorkerContext, generate: Callable[
     run_id = generate(ENGINE, "time.sleep(60)")
     thread = threading.Thread(target=lambda: execute_next(worker))
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not running_engines(worker):
         assert time.monotonic() < deadline, "the engine did not start"
         time.sleep(0.05)

@@ -63,7 +63,7 @@ class SshServer:
     def start(self) -> None:
         command = [str(SSHD), "-D", "-e", "-f", str(self._folder / "sshd_config")]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_until(lambda: is_listening(self.address.port), 10, "sshd does not listen")
+        wait_until(lambda: is_listening(self.address.port), 60, "sshd does not listen")
 
     def end_connections(self, number: int = signal.SIGKILL) -> None:
         for child in psutil.Process(self._process.pid).children(recursive=True):
@@ -72,7 +72,7 @@ class SshServer:
     def stop(self) -> None:
         self.end_connections()
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_it_forwards_both_ways_on_loopback_only(server: SshServer, echo: int, tm
     here, there = services.free_port(), services.free_port()
     forwards = Forward(here, "127.0.0.1", echo), Forward(there, "127.0.0.1", echo, is_reverse=True)
     with opened(server, tmp_path / "tunnel", *forwards, host_key=server.host_key) as tunnel:
-        assert tunnel.wait_until_open(20), tunnel.state
+        assert tunnel.wait_until_open(60), tunnel.state
         assert (read_line(here), read_line(there)) == (b"control", b"control")
         assert list_addresses(here) | list_addresses(there) == {"127.0.0.1"}
     assert tunnel.state is TunnelState.stopped and not is_listening(here)
@@ -158,12 +158,12 @@ def test_it_is_opened_again_when_the_connection_breaks(server: SshServer, echo: 
     port = services.free_port()
     forward = Forward(port, "127.0.0.1", echo, is_reverse=True)
     with opened(server, tmp_path / "tunnel", forward) as tunnel:
-        assert tunnel.wait_until_open(20)
+        assert tunnel.wait_until_open(60)
         server.stop()
-        wait_until(lambda: tunnel.state is TunnelState.broken, 20, "the state does not change")
+        wait_until(lambda: tunnel.state is TunnelState.broken, 60, "the state does not change")
         assert any("tunnel" in problem for problem in list_problems())
         server.start()
-        assert tunnel.wait_until_open(20)
+        assert tunnel.wait_until_open(60)
         assert read_line(port) == b"control"
     assert not any("tunnel" in problem for problem in list_problems())
 
@@ -173,12 +173,12 @@ def test_a_key_is_trusted_on_first_use_and_another_one_is_refused(
 ) -> None:
     forward = Forward(services.free_port(), "127.0.0.1", echo)
     with opened(server, tmp_path / "tunnel", forward) as tunnel:
-        assert tunnel.wait_until_open(20)
+        assert tunnel.wait_until_open(60)
         assert tunnel.host_key in server.host_key and tunnel.host_key in caplog.text
         server.stop()
         server.change_host_key()
         server.start()
-        wait_until(lambda: tunnel.state is TunnelState.refused, 20, "the state does not change")
+        wait_until(lambda: tunnel.state is TunnelState.refused, 60, "the state does not change")
         assert any("another host key" in problem for problem in list_problems())
         assert not is_listening(forward.listen_port)
 
@@ -186,7 +186,7 @@ def test_a_key_is_trusted_on_first_use_and_another_one_is_refused(
 def test_a_given_key_is_the_only_one(server: SshServer, tmp_path: Path) -> None:
     other = make_key(tmp_path / "other").with_name("other.pub").read_text()
     with opened(server, tmp_path / "tunnel", host_key=other) as tunnel:
-        wait_until(lambda: tunnel.state is TunnelState.refused, 20, "the state does not change")
+        wait_until(lambda: tunnel.state is TunnelState.refused, 60, "the state does not change")
 
 
 def test_ssh_ends_with_the_process_that_holds_the_tunnel(
@@ -199,12 +199,12 @@ def test_ssh_ends_with_the_process_that_holds_the_tunnel(
         "from workers.tunnels.forwards import Forward, SshAddress\n"
         f"t = Tunnel({server.address!r}, pathlib.Path({str(server.user_key)!r}), None,\n"
         f"           [Forward({port}, '127.0.0.1', {echo})], pathlib.Path({str(tmp_path / 'tunnel')!r}))\n"
-        "t.start(); assert t.wait_until_open(20); print('open', flush=True); time.sleep(60)\n"
+        "t.start(); assert t.wait_until_open(60); print('open', flush=True); time.sleep(120)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"open\n"
         holder.kill()
-    wait_until(lambda: not is_listening(port), 20, "the state does not change")
+    wait_until(lambda: not is_listening(port), 60, "the state does not change")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def test_an_engine_that_does_not_start_fails_its_deployment_with_the_end_of_its_
 def test_chats_that_begin_to_hang_restart_the_engine_and_fail_their_deployment_alone(
     worker: WorkerContext, manager: DeploymentManager, stand_in: StandIn, adapter: RegisterAdapter
 ) -> None:
-    worker.settings.probe_seconds = worker.settings.probe_timeout_seconds = 0.3
+    # The other one must respond within this time, on a busy machine too.
+    worker.settings.probe_seconds, worker.settings.probe_timeout_seconds = 0.3, 1.5
     good, bad = deploy("good", adapter("good")), deploy("bad", adapter("bad"))
     for deployment in (good, bad):
         wait_for_status(deployment, READY)
@@ -183,10 +184,11 @@ def test_an_idle_deployment_sleeps_without_a_process_and_wakes(
     manager: DeploymentManager, stand_in: StandIn, base: str
 ) -> None:
     one = deploy("one", base, idle_seconds=1)
-    wait_for_status(one, READY)
-    wait_for_status(one, DeploymentStatus.asleep)
+    # It is ready for a second, which a busy test may not see.
+    assert wait_for_status(one, DeploymentStatus.asleep).ready_at is not None
     wait_until(lambda: stand_in.running() == [])
     with transaction() as session:
+        session.get_one(Deployment, one).idle_seconds = 3600
         lifecycle.wake(session, one)
     wait_for_status(one, READY)
     assert len(stand_in.processes()) == 2 and len(stand_in.running()) == 1

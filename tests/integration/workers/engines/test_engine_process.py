@@ -79,7 +79,7 @@ def test_an_engine_starts_once_however_many_deployments_start_it(
         list(threads.map(engine_process.start, [ResolvedModel(base, None, base, None)] * 8))
     assert [thread.name for thread in threading.enumerate()].count(engine_process.base_name) == 1
     engine_process.release()
-    assert engine_process.stopped.wait(20)
+    assert engine_process.stopped.wait(60)
     assert stand_in.processes() == []  # No lease was bound to it, so no program was started.
 
 

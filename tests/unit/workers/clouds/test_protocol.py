@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.tables.base import new_id
+from tests.properties import QUICK
 from workers.clouds.protocol import MAX_NAME_CHARACTERS, LaunchOrder
 
 IDS = st.from_regex(r"\A[a-z0-9][a-z0-9_-]{0,39}\Z")
@@ -17,6 +18,7 @@ def make_order(installation: str = "team", host_id: str = "host_1", epoch: int =
     return LaunchOrder(installation, host_id, epoch, "g5.xlarge", "us-east-1", "#!/bin/sh\n")
 
 
+@QUICK
 @given(IDS, IDS, st.integers(0, 9999))
 def test_a_name_has_at_most_sixty_four_characters_and_ends_with_host_and_epoch(
     installation: str, host_id: str, epoch: int

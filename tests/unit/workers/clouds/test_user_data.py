@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import QUICK
 from workers.clouds.aws import MAX_USER_DATA_BYTES
 from workers.clouds.user_data import CLOUD_SECRETS, HostSetup, TunnelAccess
 
@@ -67,6 +68,7 @@ def test_a_hostile_value_is_refused(name: str, hostile: str) -> None:
         HostSetup(**(vars(SETUP) | {name: hostile}))
 
 
+@QUICK
 @given(st.from_regex(rf"\A{HostSetup.PATTERNS['requirement']}\Z"))
 def test_any_requirement_that_is_accepted_is_one_value(requirement: str) -> None:
     setup = replace(SETUP, requirement=requirement)

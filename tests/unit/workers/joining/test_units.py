@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tests.properties import QUICK
 from tests.services import find_program, require_root
 from workers.__main__ import program
 from workers.joining.control_plane import JoinFailed
@@ -53,6 +54,7 @@ def test_launchd_gets_the_command_as_it_is(tmp_path: Path) -> None:
     assert values["KeepAlive"] and values["RunAtLoad"] and "UserName" not in values
 
 
+@QUICK
 @given(st.dictionaries(st.from_regex(r"[A-Z][A-Z_]{0,10}", fullmatch=True), LINE, max_size=5))
 def test_a_value_is_read_as_it_was_written(values: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
