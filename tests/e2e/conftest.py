@@ -14,11 +14,20 @@ from tests.conftest import make_once
 from tests.e2e.platform import ROOT, Platform
 from tests.services import RedisServer, postgres_url, redis
 
+TIMEOUT_SECONDS = 600
+
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Use one process more than cores: these tests wait for leases, signals and other processes."""
     return (yield) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow a test more time than in other folders: it starts several programs on a busy machine."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
 @pytest.fixture(scope="session")

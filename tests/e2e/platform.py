@@ -198,7 +198,7 @@ class Platform:
         """Return the job's run at this position."""
         return self.job(job_id)["runs"][position]
 
-    def wait_until_finished(self, job_id: str, seconds: float = 240) -> Any:
+    def wait_until_finished(self, job_id: str, seconds: float = 400) -> Any:
         """Wait until the job has finished and return it."""
         wait_until(
             lambda: self.job(job_id)["status"] in ("succeeded", "failed", "cancelled"),
