@@ -84,5 +84,5 @@ def test_an_engine_that_is_healthy_but_generates_nothing_is_restarted(embedded: 
     deployment = embedded.deploy("hanging")
     (embedded.folder / "failing").touch()
     embedded.wait_for_field(deployment, "restart_count", 1)
-    (embedded.folder / "failing").unlink()
+    # The engine that is started now works, however late this is noticed.
     embedded.wait_for_status(deployment, "ready")
