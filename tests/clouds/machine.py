@@ -205,7 +205,7 @@ class SandboxMachine:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
+            self._process.wait(60)
 
     def _serve(self, server: socket.socket, port: int) -> None:
         """Connect each connection to a port of the machine with a port of this machine."""

@@ -513,6 +513,8 @@ def test_the_sweeper_notifies_only_while_a_worker_is_idle(
 ) -> None:
     messages = worker.settings.data_dir / "queue" / "messages"
     queue.get_celery()
+    # The worker stays alive although this process is stopped for seconds.
+    worker.settings.heartbeat_seconds = 20
     submit(FOREVER)
     with transaction() as session:
         lifecycle.claim(session, worker.worker_id, [Queue.cpu], worker.stages, 60)

@@ -31,7 +31,7 @@ def moto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
         url = f"http://127.0.0.1:{port}"
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not _responds(url):
                 assert server.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
