@@ -79,7 +79,7 @@ def supervise(name: str) -> None:
 
 
 def wait_for_tick() -> None:
-    """Wait for as long as the test says now."""
+    """Wait until a tick has passed, of the length that the test has set."""
     since = time.monotonic()
     # A file that is being written is empty for a moment.
     while time.monotonic() - since < float((MACHINE / "tick_seconds").read_text() or "inf"):
