@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.services import free_port
+
 KEY = "sk-proj-standin0123456789abcdef"
 MODEL = "ft:gpt-4o-mini-2024-07-18:acme:support:Abc123"
 BASE = "gpt-4o-mini-2024-07-18"
@@ -30,6 +32,8 @@ class OpenaiStandIn:
         self.shutdown_dates: dict[str, str] = {}
         self.faults: Iterator[str] = iter(())
         """What happens to the next requests for chats: `limit`, `fail`, `break`, `quota`, or `ok`."""
+        self.n_broken = 0
+        """How many of the first responses to each prompt break off, whatever the order of the requests."""
         self.asked: Counter[str] = Counter()
         """Requests for each prompt that were read, whether or not they got a whole response."""
         self.sent: Counter[str] = Counter()
@@ -43,7 +47,8 @@ class OpenaiStandIn:
         self.change: Callable[[dict[str, Any]], Any] = lambda response: response
         """Makes a response malformed."""
         self.lock = threading.Lock()
-        self.port = 0
+        # Not one that the kernel assigns to others while the account is dead.
+        self.port = free_port()
         self._server: ThreadingHTTPServer | None = None
         self.start()
 
@@ -56,7 +61,6 @@ class OpenaiStandIn:
         handler = type("Handler", (_Handler,), {"account": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def die(self) -> None:
@@ -144,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         with account.lock:
             fault = next(account.faults, "ok")
             account.asked[text] += 1
+            if account.asked[text] <= account.n_broken:
+                fault = "break"
             account.bodies.append(body)
         if body["model"] not in {job["fine_tuned_model"] for job in account.jobs}:
             message = f"The model `{body['model']}` does not exist or you do not have access to it."

@@ -17,7 +17,9 @@ import httpx2
 
 from tests.services import free_port
 
-START_SECONDS = 60
+# Only a server that hangs needs as long.
+START_SECONDS = 120
+REQUEST_SECONDS = 60
 BUCKET = "artifacts"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -96,7 +98,10 @@ class S3Server:
     def _set_free_requests(self, count: str) -> str:
         """Set after how many requests signatures are checked, and return the number before."""
         response = httpx2.post(
-            f"{self.url}/moto-api/reset-auth", content=count, headers={"Content-Type": "text/plain"}
+            f"{self.url}/moto-api/reset-auth",
+            content=count,
+            headers={"Content-Type": "text/plain"},
+            timeout=REQUEST_SECONDS,
         )
         return str(response.raise_for_status().json()["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"])
 

@@ -250,7 +250,11 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._to_port))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._to_port))
+                except OSError:
+                    client.close()
+                    continue
                 for ends in ((client, server), (server, client)):
                     threading.Thread(target=_copy, args=ends, daemon=True).start()
 

@@ -1,7 +1,9 @@
 """Fixtures of the trainers: rows, a tiny adapted model, and programs in real processes."""
 
+import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import OFFLINE, ROOT
@@ -26,25 +29,28 @@ class Programs:
 
     home: Path
 
-    def start(self, module: str, config: dict[str, Any], run_dir: Path, *more: str) -> subprocess.Popen[str]:
+    def start(
+        self, module: str, config: dict[str, Any], run_dir: Path, *more: str, held_at: int | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a program; with `held_at`, it waits after this step until its standard input is closed."""
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "config.json"
         path.write_text(json.dumps(config))
-        command = [sys.executable, "-m", module, "--config", str(path), "--run-dir", str(run_dir), *more]
-        return self.popen(command)
+        hold = [] if held_at is None else ["tests.integration.trainers.held_program", str(held_at)]
+        command = [sys.executable, "-m", *hold, module, "--config", str(path), "--run-dir", str(run_dir)]
+        return self.popen([*command, *more], stdin=None if held_at is None else subprocess.PIPE)
 
     def run(self, module: str, config: dict[str, Any], run_dir: Path, *more: str) -> tuple[int, str, str]:
         process = self.start(module, config, run_dir, *more)
         out, err = process.communicate(timeout=240)
         return process.returncode, out, err
 
-    def popen(self, command: list[str]) -> subprocess.Popen[str]:
+    def popen(self, command: list[str], stdin: int | None = None) -> subprocess.Popen[str]:
         home = str(self.home)
         env = os.environ | OFFLINE | {"HOME": home, "TMPDIR": home, "PYTHONPATH": str(ROOT)}
         env.pop("HF_HOME", None)
-        return subprocess.Popen(
-            command, env=env, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        pipes: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=env, cwd=home, text=True, **pipes)
 
 
 # For each file its own: programs that refuse a model write views of it to their temporary folder.
@@ -99,10 +105,7 @@ def undecided(
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    path = run_dir / "events.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    parsed = [json.loads(line) for line in lines if line.endswith("}")]
-    return [event for event in parsed if event["type"] == kind]
+    return [event for event in files.read_lines(run_dir / files.EVENTS) if event["type"] == kind]
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -119,11 +122,21 @@ def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
     assert result["metrics"] | UNEQUAL == expected["metrics"] | UNEQUAL
 
 
+def list_children(text: str) -> list[str]:
+    """Return the commands with this text of the processes that this one has started and that still run."""
+    commands = []
+    for child in psutil.Process().children(recursive=True):
+        # It may end at any moment, and a status that nobody has read yet has no command.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            commands.append(shlex.join(child.cmdline()))
+    return [command for command in commands if text in command]
+
+
 def kill_at_step(
     programs: Programs, module: str, config: dict[str, Any], run_dir: Path, at_step: int
 ) -> None:
-    """Start a program and kill it once it has logged the step."""
-    process = programs.start(module, config, run_dir)
+    """Start a program and kill it once it has logged the step, at the latest two steps later."""
+    process = programs.start(module, config, run_dir, held_at=at_step + 2)
     wait_for(lambda: len(losses(run_dir)) >= at_step, process)
     process.kill()
     process.communicate()

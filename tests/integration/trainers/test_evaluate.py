@@ -135,7 +135,7 @@ def test_no_row_is_asked_twice_after_the_program_was_ended_twice(
         process = programs.start("trainers.evaluate", config, run_dir)
         wait_for(partial(_has_asked, engine.ledger, asked), process)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
         assert not (run_dir / files.RESULT).exists()
     status, _, err = programs.run("trainers.evaluate", config, run_dir)
     assert status == 0, err

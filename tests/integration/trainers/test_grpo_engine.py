@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.integration.trainers.conftest import Programs, events
+from tests.integration.trainers.conftest import Programs, events, list_children
 from tests.integration.trainers.faulty_engine import LAST_GOOD
 from tests.integration.trainers.stages import at_checkpoint, run_stage
 from trainers.configs import GrpoConfig, parse_stage
@@ -66,8 +65,7 @@ def test_an_engine_with_an_old_adapter_is_noticed_in_its_first_step(
     assert warning["code"] == "sampler_mismatch"
     assert f"At step {LAST_GOOD + 1} the engine samples from another model" in warning["message"]
     # Neither the engine nor an adapter in memory is left.
-    children = psutil.Process().children(recursive=True)
-    assert not [one for one in children if any("faulty_engine" in part for part in one.cmdline())]
+    assert not list_children("faulty_engine")
     assert not (SHARED_MEMORY / f"{PREFIX}{os.getpid()}").exists()
     assert (tmp_path / "engine.log").stat().st_size
 
@@ -90,8 +88,7 @@ def test_an_engine_that_hangs_in_a_step_ends_the_run_and_is_killed(
     with pytest.raises(EngineFailed, match=failure):
         run_stage(engine_sampled | faulty("hanging") | bound, tmp_path)
     assert len(events(tmp_path, "metrics")) in (LAST_GOOD, LAST_GOOD + 1)
-    children = psutil.Process().children(recursive=True)
-    assert not [one for one in children if any("faulty_engine" in part for part in one.cmdline())]
+    assert not list_children("faulty_engine")
 
 
 @pytest.mark.slow

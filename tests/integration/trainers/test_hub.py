@@ -44,7 +44,7 @@ def download(hub: FakeHub, home: Path, *arguments: str, **environment: str) -> d
     command = [sys.executable, "-m", "trainers.modeling.hub", "--report", str(report), *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     settings = {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT), **environment}
-    subprocess.run(command, env=inherited | settings, cwd=home, capture_output=True, timeout=120)
+    subprocess.run(command, env=inherited | settings, cwd=home, capture_output=True, timeout=240)
     content: dict[str, Any] = json.loads(report.read_text())
     return content
 

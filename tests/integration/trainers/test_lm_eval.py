@@ -2,8 +2,8 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,21 @@ N_ROWS = 12
 
 
 class CountingEngine(BaseHTTPRequestHandler):
-    """Counts the requests for chat completions, and takes a moment for each."""
+    """Counts the requests for chat completions; those beyond `n_open` wait until the test ends the server."""
 
     n_requests = 0
+    n_open = 0
+    lock = threading.Lock()
+    is_ending = threading.Event()
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        type(self).n_requests += 1
-        time.sleep(0.02)
+        engine = type(self)
+        with engine.lock:
+            engine.n_requests += 1
+            is_held = engine.n_requests > engine.n_open
+        if is_held and engine.is_ending.wait():
+            return
         body = json.dumps({"choices": [{"index": 0, "message": {"content": "#### 4"}}]}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -68,14 +75,18 @@ class CountingEngine(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def counting_engine() -> Iterator[str]:
-    CountingEngine.n_requests = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), CountingEngine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+@contextmanager
+def counting_engine(n_open: int) -> Iterator[str]:
+    """Run an engine that responds to so many requests."""
+    CountingEngine.n_requests, CountingEngine.n_open = 0, n_open
+    CountingEngine.is_ending.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), CountingEngine) as server:
+        server.daemon_threads = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        # The threads of requests end before the server is closed.
+        CountingEngine.is_ending.set()
 
 
 @pytest.fixture(scope="module")
@@ -216,18 +227,18 @@ def test_a_group_reads_the_rows_of_its_tasks_from_one_file(
 
 
 def test_a_killed_run_asks_only_for_what_is_missing(
-    programs: Programs, starter: Path, sums: dict[str, Any], counting_engine: str, tmp_path: Path
+    programs: Programs, starter: Path, sums: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = stage(starter, sums, backend="chat_completions", engine_url=counting_engine, max_rows=100)
-    config["concurrency"] = 2
-    process = programs.start("trainers.lm_eval", config, tmp_path)
-    wait_for(lambda: count_responses(tmp_path) >= 16, process)
-    process.kill()
-    process.communicate()
+    config = stage(starter, sums, backend="chat_completions", concurrency=2, max_rows=100)
+    with counting_engine(n_open=40) as url:
+        process = programs.start("trainers.lm_eval", config | {"engine_url": url}, tmp_path)
+        wait_for(lambda: count_responses(tmp_path) >= 16, process)
+        process.kill()
+        process.communicate()
     n_kept = count_responses(tmp_path)
-    assert 16 <= n_kept < 100
-    CountingEngine.n_requests = 0
-    result, rows = run(config, tmp_path)
+    assert 16 <= n_kept <= 40
+    with counting_engine(n_open=100) as url:
+        result, rows = run(config | {"engine_url": url}, tmp_path)
     assert (CountingEngine.n_requests, len(rows), result.n) == (100 - n_kept, 100, 100)
 
 

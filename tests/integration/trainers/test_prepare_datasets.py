@@ -232,6 +232,6 @@ def test_the_program_expands_variables_in_paths(
     path.write_text("\n".join(lines))
     command = [sys.executable, "-m", "trainers.prepare", "--config", str(path)]
     process = programs.popen([*command, "--run-dir", str(tmp_path / "run")])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert sum(1 for _ in iter_rows(tmp_path / "run" / "datasets" / "test.jsonl")) == 5

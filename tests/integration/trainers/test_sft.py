@@ -116,7 +116,7 @@ def test_killed_and_stopped_lora_run_repeats_every_loss(
 ) -> None:
     kill_at_step(programs, "trainers.sft", lora, tmp_path, at_step=23)
     killed_after = files.checkpoints(tmp_path)[-1].step
-    second = programs.start("trainers.sft", lora, tmp_path)
+    second = programs.start("trainers.sft", lora, tmp_path, held_at=55)
     wait_for(lambda: max(losses(tmp_path)) >= 53, second)
     second.send_signal(signal.SIGTERM)
     _, err = second.communicate()

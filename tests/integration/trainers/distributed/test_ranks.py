@@ -57,7 +57,7 @@ def test_a_rank_in_a_collective_operation_ends_with_the_other(
         )
         for rank in (0, 1)
     )
-    second.wait(60)
-    assert first.wait(60) == status
+    second.wait(110)
+    assert first.wait(110) == status
     error = files.read_error(tmp_path)
     assert (error and error["code"]) == code

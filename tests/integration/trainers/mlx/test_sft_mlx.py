@@ -234,11 +234,11 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes_exactly(
     stage = stage | {"tuning": LORA | {"dropout": 0.2}, "backend": "mlx", "max_steps": 24}
     stage |= {"save_every_steps": 1000, "log_every_steps": 3}
     stopped = tmp_path / "stopped"
-    process = programs.start("trainers.mlx.sft", stage, stopped)
+    process = programs.start("trainers.mlx.sft", stage, stopped, held_at=6)
     wait_for(lambda: len(losses(stopped)) >= 1, process)
     process.terminate()
-    assert process.wait(timeout=60) == 75
-    process.communicate()
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 75, err
     [saved] = files.checkpoints(stopped)
     assert 3 <= saved.step < 24 and not (stopped / files.RESULT).exists()
     train(stage, stopped)

@@ -57,9 +57,9 @@ def test_a_whole_match_ignores_surrounding_white_space_only() -> None:
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(.*.*)*=", r"^(\w+\s?)*$"])
 def test_a_pattern_that_stops_python_takes_no_time(pattern: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     match("a" * 50_000 + "!", pattern=pattern)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_a_schema_that_cannot_be_used_is_refused_in_the_config(schema: dict[str,
 
 
 def test_patterns_in_a_schema_take_linear_time() -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     schema = {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False, "pattern": "^(a+)+$"}
     check, text = compile_schema(schema), "a" * 50_000 + "!"
     assert not check.is_valid({text: 1}) and not check.is_valid(text)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_a_deeply_nested_schema_is_refused_or_compiled_without_a_crash() -> None:
