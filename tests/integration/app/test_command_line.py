@@ -18,7 +18,6 @@ import pytest
 
 from app.client.commands.program import main
 from tests.integration.app.test_server import environment, serving
-from tests.services import free_port
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = """
@@ -133,7 +132,7 @@ def test_jobs_are_acted_on_by_name_and_their_end_is_the_exit_code(tunesmith: Run
         (["get", "file", "run_none", "--json"], 2, "run_none"),
         (["train", "no.jsonl", "--base", "starter"], 2, "There is no file no.jsonl"),
         (["train", "rows", "--base", "starter", "--set", "rate"], 2, "--set FIELD=VALUE"),
-        (["--url", f"http://127.0.0.1:{free_port()}", "jobs"], 3, "tunesmith up"),
+        (["--url", "http://127.0.0.1:1", "jobs"], 3, "tunesmith up"),
         (["jobs", "--nothing"], 2, "--nothing"),
     ],
 )
@@ -176,9 +175,18 @@ def test_a_spec_takes_no_secret_from_the_environment(
         assert (code, output) == (2, "") and "contains a secret" in errors and "0123456789" not in errors
 
 
-def test_ctrl_c_leaves_the_job_and_names_the_command_that_follows_it(tunesmith: Run) -> None:
+def test_ctrl_c_leaves_the_job_and_names_the_command_that_follows_it(
+    tunesmith: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = tunesmith("train", "data/rows.jsonl", "--base", "org/none", "--detach")[1].strip()
-    threading.Timer(1.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+    interrupt = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+
+    def interrupt_later(text: str) -> None:
+        # Once the first event has arrived: an earlier signal would end the tests.
+        if text.endswith("is queued"):
+            interrupt.start()
+
+    monkeypatch.setattr("app.client.commands.following.note", interrupt_later)
     code, _, errors = tunesmith("logs", "-f", job)
     assert code == 130 and f"tunesmith logs -f {job}" in errors
     assert json.loads(tunesmith("job", job, "--json")[1])["status"] == "queued"

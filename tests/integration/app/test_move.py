@@ -23,6 +23,7 @@ from app.storage.artifacts import ArtifactStore
 from app.storage.database import create_database_engine, get_engine, transaction
 from app.storage.opening import get_store
 from app.tables import Event, EventType, Job, Run, RunStatus
+from tests.application import configured_app
 from tests.integration.app.conftest import clear_caches
 from trainers.configs import Queue, StageKind
 
@@ -42,9 +43,14 @@ def target(postgres: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def filled(client: TestClient, make_job: Any) -> None:
-    """Fill the installation with an artifact, and rows whose values the databases store differently."""
-    uploaded = client.post("/api/v1/datasets", data={"name": "rows"}, files={"file": ("rows.jsonl", ROWS)})
+def filled(settings: Settings) -> None:
+    """Fill the installation with an artifact, and rows whose values the databases store differently.
+
+    The service has ended then: the connections of its threads would keep the database from being moved.
+    """
+    with TestClient(configured_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
+        file = {"file": ("rows.jsonl", ROWS)}
+        uploaded = client.post("/api/v1/datasets", data={"name": "rows"}, files=file)
     assert uploaded.status_code == 201, uploaded.text
     with transaction() as session:
         job = Job(name="Job ß")
