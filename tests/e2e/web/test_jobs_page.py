@@ -10,7 +10,7 @@ from app.keys.schemas import KeyCreate
 from app.storage.database import transaction
 from app.tables import Scope
 from tests.e2e.platform import kill
-from tests.e2e.web.conftest import Pages, find_violations, restart
+from tests.e2e.web.conftest import SECONDS, Pages, find_violations, restart
 
 
 def pause(pages: Pages, name: str) -> str:
@@ -74,7 +74,7 @@ def test_a_page_survives_a_service_that_is_killed(pages: Pages) -> None:
     expect(page.locator("#connection")).to_have_text("Connection lost, retrying")
     row = pause(pages, "maths-grpo-nightly")
     restart(pages.platform)
-    expect(page.locator("#connection")).to_have_text("Live", timeout=30_000)
+    expect(page.locator("#connection")).to_have_text("Live", timeout=2 * SECONDS)
     expect(page.locator(row)).to_contain_text("Pausing")
 
 

@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.platform import ROOT, Platform
+from tests.e2e.web import conftest
 from tests.e2e.web.conftest import Pages, find_violations
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
@@ -105,6 +106,7 @@ def walk(tmp_path: Path, example_model: Path, chromium: Browser) -> Iterator[Wal
         assert pages.messages == []
         pages.close()
     finally:
+        expect.set_options(timeout=conftest.SECONDS)
         platform.stop()
 
 

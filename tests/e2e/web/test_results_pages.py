@@ -28,9 +28,10 @@ def test_a_filter_of_rows_is_in_the_url(pages: Pages) -> None:
     page = pages.open(f"/evaluations/{find_evaluation()}")
     page.get_by_label("Worse").check()
     page.wait_for_url("**filter=lost*")
-    assert page.locator(".change-won").count() == 0 and page.locator(".change-lost").count() == 20
+    expect(page.locator(".change-won")).to_have_count(0)
+    expect(page.locator(".change-lost")).to_have_count(20)
     page.reload()
-    assert page.get_by_label("Worse").is_checked()
+    expect(page.get_by_label("Worse")).to_be_checked()
 
 
 def test_compared_runs_are_accessible_at_every_width(pages: Pages) -> None:
@@ -49,7 +50,8 @@ def test_a_new_evaluation_keeps_what_is_chosen(pages: Pages) -> None:
         found, _ = list_evaluations(session, PageQuery(), EvaluationFilters(model="ko-en-tuned"))
     seeded_results.add_many_evaluations(found[0], 1)
     expect(page.locator("#evaluations tr")).to_have_count(2)
-    assert [box.is_checked() for box in page.locator("#evaluations input").all()] == [False, True]
+    expect(page.locator("#evaluations input").first).not_to_be_checked()
+    expect(page.locator("#evaluations input").last).to_be_checked()
 
 
 def test_what_a_run_has_produced_is_accessible(pages: Pages) -> None:

@@ -5,11 +5,18 @@ from playwright.sync_api import expect
 from app.runs import lifecycle
 from app.storage.database import transaction
 from app.tables import RunStatus
+from tests.e2e.platform import wait_until
 from tests.e2e.web.conftest import Pages
 from tests.e2e.web.test_jobs_page import set_hidden
 from tests.integration.app.web import seeded_jobs
 
 N_CHARTS = 4
+# A button says for a second that it has copied, which a look from time to time can miss.
+RECORD_TEXTS = """button => {
+    globalThis.texts = [];
+    const record = () => texts.push(button.innerText.trim());
+    new MutationObserver(record).observe(button, { childList: true, characterData: true, subtree: true });
+}"""
 
 
 def test_the_page_of_a_run_is_accessible_at_every_width_in_both_themes(pages: Pages) -> None:
@@ -57,6 +64,8 @@ def test_the_config_can_be_copied(pages: Pages) -> None:
     page = pages.open(
         f"/runs/{pages.runs['ko-en-news'][0].id}", permissions=["clipboard-read", "clipboard-write"]
     )
-    page.locator('[data-copy="config"]').click()
-    expect(page.locator('[data-copy="config"]')).to_have_text("Copied")
+    button = page.locator('[data-copy="config"]')
+    button.evaluate(RECORD_TEXTS)
+    button.click()
+    wait_until(lambda: "Copied" in page.evaluate("texts"), 60, "the button does not say it")
     assert '"stage": "sft"' in page.evaluate("navigator.clipboard.readText()")

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import expect
 
-from tests.e2e.web.conftest import SECONDS, Pages
+from tests.e2e.web.conftest import Pages
 
 
 def test_the_storage_is_accessible_at_every_width(pages: Pages) -> None:
@@ -14,5 +14,5 @@ def test_a_collection_is_shown_by_keyboard_before_it_removes_anything(pages: Pag
     page.get_by_role("button", name="Show what a collection would remove").focus()
     page.keyboard.press("Enter")
     shown = page.locator("#collection")
-    expect(shown).to_contain_text("A collection now would remove", timeout=SECONDS)
+    expect(shown).to_contain_text("A collection now would remove")
     assert pages.messages == []

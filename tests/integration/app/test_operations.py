@@ -149,7 +149,7 @@ def test_metrics_show_the_age_of_the_oldest_run_that_can_start(
 
 
 def notified_queues(settings: Settings) -> list[str]:
-    assert get_notifier().wait(10)
+    assert get_notifier().wait(60)
     return sorted(path.name.split(".")[-2] for path in (settings.data_dir / "queue/messages").iterdir())
 
 

@@ -21,7 +21,7 @@ from uvicorn.lifespan.off import LifespanOff
 from app.http.processes.server import _Server
 from app.storage.database import create_database_engine
 from app.tables import Deployment, DeploymentStatus
-from tests.integration.app.test_server import run, serving, wait_for
+from tests.integration.app.test_server import SECONDS, run, serving, wait_for
 from tests.integration.serving.fake_engine import FakeEngine
 from trainers.configs import EngineKind, Queue
 
@@ -55,9 +55,11 @@ def engine(service: Service, folder: Path) -> Iterator[FakeEngine]:
     }
     row |= {"status": DeploymentStatus.ready, "address": fake_engine.url}
     row |= {"lease_expires_at": datetime.now(UTC) + timedelta(days=1)}
-    with Session(create_database_engine(f"sqlite:///{folder}/tunesmith.db")) as session:
+    database = create_database_engine(f"sqlite:///{folder}/tunesmith.db")
+    with Session(database) as session:
         session.add(Deployment(name="plain", **row))
         session.commit()
+    database.dispose()
     yield fake_engine
     fake_engine.close()
 
@@ -65,7 +67,7 @@ def engine(service: Service, folder: Path) -> Iterator[FakeEngine]:
 def fetch(service: Service, path: str) -> httpx2.Response:
     """Send a request over a connection of its own."""
     _, url, key = service
-    return httpx2.get(f"{url}{path}", headers={"Authorization": f"Bearer {key}"})
+    return httpx2.get(f"{url}{path}", headers={"Authorization": f"Bearer {key}"}, timeout=SECONDS)
 
 
 def count_requests(service: Service) -> float:
@@ -93,13 +95,14 @@ def test_any_process_reports_the_requests_of_all_also_after_one_was_killed(
 
 def test_the_processes_share_the_limit_of_a_key(service: Service, engine: FakeEngine) -> None:
     _, url, admin = service
-    body = {"name": "limited", "scopes": ["inference"], "requests_per_minute": 3}
-    created = httpx2.post(f"{url}/api/v1/keys", json=body, headers={"Authorization": f"Bearer {admin}"})
-    limited = {"Authorization": f"Bearer {created.json()['key']}"}
-    chats = [
-        httpx2.post(f"{url}/v1/chat/completions", json={"model": "plain"}, headers=limited) for _ in range(12)
-    ]
-    assert [chat.status_code for chat in chats] == [200] * 3 + [429] * 9
+    # One request becomes available again after a minute, which twelve do not take: of three, after 20 s.
+    body = {"name": "limited", "scopes": ["inference"], "requests_per_minute": 1}
+    headers = {"Authorization": f"Bearer {admin}"}
+    created = httpx2.post(f"{url}/api/v1/keys", json=body, headers=headers, timeout=SECONDS)
+    limited: dict[str, Any] = {"headers": {"Authorization": f"Bearer {created.json()['key']}"}}
+    limited |= {"json": {"model": "plain"}, "timeout": SECONDS}
+    chats = [httpx2.post(f"{url}/v1/chat/completions", **limited) for _ in range(12)]
+    assert [chat.status_code for chat in chats] == [200] + [429] * 11
 
 
 def test_a_second_service_does_not_take_connections_of_the_port(service: Service, tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_the_processes_end_with_their_parent(tmp_path: Path, number: signal.Sign
         children = psutil.Process(server.pid).children()
         server.send_signal(number)
         assert len(children) == 2
-        _, alive = psutil.wait_procs(children, timeout=20)
+        _, alive = psutil.wait_procs(children, timeout=SECONDS)
         assert not alive
 
 

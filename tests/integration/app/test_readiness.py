@@ -12,15 +12,24 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
+from app.http import health
 from app.http.health import hide_locations
-from app.scheduling.availability import LIMIT_SECONDS
 from app.scheduling.incidents import Incident
+from app.scheduling.queue import get_celery
 from app.settings import Settings
 from app.storage.database import get_engine
 from app.tables import Worker
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+# Too long for DNS: no server is asked, whose response could take longer than the check.
+NOWHERE = ".".join(["nowhere"] * 40)
 DEPENDENCIES = ("database", "store", "broker", "workers", "hosts", "background")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a check take its time, also where other work makes it slow."""
+    monkeypatch.setattr(health, "LIMIT_SECONDS", 60.0)
 
 
 def read_states(client: TestClient) -> tuple[int, dict[str, str]]:
@@ -53,7 +62,7 @@ def test_a_store_that_cannot_be_written_is_not_ready(client: TestClient, setting
 
 
 @on_sqlite
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://nowhere.invalid/0"])
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", f"redis://{NOWHERE}/0"])
 def test_an_unreachable_broker_is_reported_but_the_service_is_ready(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
@@ -69,10 +78,13 @@ def test_a_broker_that_hangs_is_reported_in_time_and_holds_no_request(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         monkeypatch.setattr(settings, "broker_url", SecretStr(url))
+        monkeypatch.setattr(health, "LIMIT_SECONDS", 0.5)
+        # The connection itself does not give up, so that a request which waits for it takes this long.
+        get_celery().conf.broker_transport_options = {"socket_timeout": 600}
         started_at = time.monotonic()
         _, states = read_states(client)
-        assert states["broker"] == f"no response within {LIMIT_SECONDS:g} s"
-        assert time.monotonic() - started_at < 2 * LIMIT_SECONDS
+        assert states["broker"] == "no response within 0.5 s"
+        assert time.monotonic() - started_at < 60
         assert client.get("/healthz").status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ from app.storage.opening import get_store
 from app.tables import Checkpoint, EventType, Run, RunStatus, Worker
 from app.tables.base import utc_now
 from tests.application import configured_app
-from tests.services import free_port
 from trainers.configs import Queue, StageKind
 
 
@@ -42,10 +42,10 @@ class ApiServer:
 
     def __init__(self) -> None:
         self.app = configured_app()
-        self.address = f"127.0.0.1:{free_port()}"
-        port = int(self.address.partition(":")[2])
-        self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, port=port, log_config=None))
-        self.thread = threading.Thread(target=self.uvicorn.run)
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, log_config=None))
+        self.thread = threading.Thread(target=self.uvicorn.run, args=([listener],))
         self.thread.start()
         while not self.uvicorn.started:
             time.sleep(0.02)
@@ -53,7 +53,7 @@ class ApiServer:
     def stop(self) -> None:
         self.app.state.stopping.set()
         self.uvicorn.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive(), "the server did not stop"
 
 
@@ -83,7 +83,7 @@ def follow(server: ApiServer, run: Run, last_event_id: int | None = None) -> "St
 
 
 def follow_path(server: ApiServer, path: str, last_event_id: int | str | None = None) -> "Stream":
-    connection = http.client.HTTPConnection(server.address, timeout=10)
+    connection = http.client.HTTPConnection(server.address, timeout=60)
     headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
     connection.request("GET", f"/api/v1/{path}/stream", headers=headers)
     return Stream(connection, connection.getresponse())

@@ -13,8 +13,10 @@ from app.storage.database import create_database_engine
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Return an engine on a file with a table of one number, which is 0."""
+    # The last of many writers waits for the disk as often as there are writers.
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 60.0)
     engine = create_database_engine(f"sqlite:///{tmp_path / 'file.db'}")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE number (value INTEGER)"))

@@ -56,10 +56,13 @@ def test_a_button_that_cannot_be_used_has_its_reason(
 
 
 def test_the_requests_to_a_name_are_counted_on_its_page(browser: Browser) -> None:
-    ids = add_shown_deployments()
+    # The process counts the requests of all its tests: no other one sends any to this name.
+    add_shown_deployments()
+    deployment = add_deployment("counted-on-its-page")
     for status, seconds in ((200, 0.2), (200, 0.4), (500, 0.6), (429, 0.0), (400, 0.0), (499, 0.6)):
-        REQUEST_METRICS.for_model("news-v2").observe(status, seconds, None, 10, 20 if status == 200 else None)
-    shown = browser.get(f"/deployments/{ids['news-v2']}").text
+        requests = REQUEST_METRICS.for_model("counted-on-its-page")
+        requests.observe(status, seconds, None, 10, 20 if status == 200 else None)
+    shown = browser.get(f"/deployments/{deployment}").text
     assert re.search(r"6 · <span class=\"bad\">2 failed</span> · 1 not valid<br>", shown)
     assert "0.30 s on average" in shown and "40 tokens generated" in shown
     assert "not valid" not in browser.get("/aliases/news").text
