@@ -23,8 +23,9 @@ from app.tables import Deployment, DeploymentStatus
 from tests.integration.app.machines import reset_database
 from trainers.configs import EngineKind, Queue
 
-LEASE_SECONDS = 30.0
-SHORT_SECONDS, LONG_SECONDS = 12.0, 45.0
+LEASE_SECONDS = 3000.0
+# Sums of them differ from the lease by more than the time that an example itself takes, on any host.
+SHORT_SECONDS, LONG_SECONDS = 1200.0, 4500.0
 N_WORKERS = 2
 MAX_DEPLOYMENTS, MAX_WITH_SUCCESSORS = 3, 6
 N_NEWEST = 4

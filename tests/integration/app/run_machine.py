@@ -16,7 +16,7 @@ from sqlmodel import col, select
 
 from app.http.errors import Conflict
 from app.jobs import actions
-from app.runs import lifecycle
+from app.runs import attempt_outcome, lifecycle
 from app.runs.attempt_outcome import NewEvent
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling import queue, sweeper
@@ -34,12 +34,13 @@ from tests.integration.app.run_model import (
 )
 from trainers.configs import Queue, StageKind
 
-LEASE_SECONDS = 30.0
-# Sums of them differ from the lease by more than the time that an example itself takes.
-SHORT_SECONDS, LONG_SECONDS = 12.0, 45.0
+LEASE_SECONDS = 3000.0
+# Sums of them differ from the lease by more than the time that an example itself takes, on any host.
+SHORT_SECONDS, LONG_SECONDS = 1200.0, 4500.0
+RENOTIFY_SECONDS, RETRY_DELAY_SECONDS = 1500.0, 1000.0
 MAX_FAILURES = 3
 # The clocks of the workers' hosts are wrong; the service must not depend on them.
-CLOCK_ERRORS = (3600.0, -3600.0)
+CLOCK_ERRORS = (36_000.0, -36_000.0)
 MAX_DRAIN_ROUNDS = 5
 MAX_JOBS = 3
 CONFIG = {"stage": "sft", "base": "org/base", "dataset": "train"}
@@ -79,6 +80,8 @@ class RunMachine(RuleBasedStateMachine):
         # The broker of the machine is a list, from which rules deliver, lose and repeat notifications.
         notifier = SimpleNamespace(request=self.notifications.append)
         self.patch.setattr(queue, "get_notifier", lambda: notifier)
+        self.patch.setattr(attempt_outcome, "RETRY_DELAY_SECONDS", RETRY_DELAY_SECONDS)
+        self.settings.renotify_seconds = RENOTIFY_SECONDS
         self.now = 0.0
         self.runs: dict[str, ModelRun] = {}
         self.jobs: list[str] = []

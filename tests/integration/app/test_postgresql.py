@@ -20,7 +20,10 @@ def count_connects(engine: Engine) -> list[int]:
 
 
 @on_postgresql
-def test_writers_beyond_the_pool_wait_for_a_connection_instead_of_opening_one(settings: Settings) -> None:
+def test_writers_beyond_the_pool_wait_for_a_connection_instead_of_opening_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "POOL_TIMEOUT_SECONDS", 60)
     connects = count_connects(get_engine())
 
     def write(_: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,11 @@ def refuse(client: TestClient, path: str, body: Any) -> dict[str, Any]:
 
 def read_everything(folder: Path) -> str:
     """Return all rows of an embedded database and all files."""
-    files = [path.read_bytes().decode(errors="replace") for path in folder.rglob("*") if path.is_file()]
+    files = []
+    for path in folder.rglob("*"):
+        # The service runs: a file may be renamed or deleted before it is read.
+        with suppress(FileNotFoundError, IsADirectoryError):
+            files.append(path.read_bytes().decode(errors="replace"))
     return "\n".join(files)
 
 

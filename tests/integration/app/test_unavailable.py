@@ -83,7 +83,7 @@ def test_a_locked_database_is_reported_in_seconds_to_many_clients(
     holder.close()
     for response in responses:
         assert_unavailable(response)
-    assert time.monotonic() - started_at < 15
+    assert time.monotonic() - started_at < 60
 
 
 @on_sqlite

@@ -98,7 +98,7 @@ def test_two_transactions_that_end_the_last_two_runs_report_the_job_once(
                 lifecycle.move(session, run.id, RunStatus.succeeded)
                 # SQLite runs one writing transaction at a time.
                 if get_engine().dialect.name == "postgresql":
-                    barrier.wait(10)
+                    barrier.wait(60)
 
         threads = [Thread(target=end, args=(run,)) for run in runs]
         for thread in threads:

@@ -185,12 +185,12 @@ class TestJoinedHost:
         url = join(client, join_key).json()["broker_url"]
         with Connection(url) as connection, connection.SimpleQueue("cpu") as queue:
             queue.put({"queue": "cpu"})
-            queue.get(timeout=5)
+            queue.get(timeout=60)
             # What a worker does at its start and now and then: messages that none has acknowledged return.
             qos = queue.consumer.channel.qos
             qos.channel.visibility_timeout = 0
             qos.restore_visible(interval=1)
-            queue.get(timeout=5).ack()
+            queue.get(timeout=60).ack()
         commands = (
             "GET other", "FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "MONITOR", "CLIENT LIST",
             "EVAL return(1) 0", "SCRIPT LOAD return(1)", "FUNCTION LIST", "SHUTDOWN",

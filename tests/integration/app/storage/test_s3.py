@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from app.http import health
 from app.http.health import ReadinessChecks
 from app.retention.open_uploads import abort_uploads
+from app.scheduling import availability
 from app.scheduling.startup import SettingUnusable, prepare_store
 from app.settings import Settings, get_settings
 from app.storage.artifacts import ArtifactStore
@@ -81,6 +83,9 @@ def settings_of_bucket(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., None]]:
     """Return a function that makes the process use a bucket, with further variables."""
+    # The first request of a client takes seconds on a host with other work.
+    for module in (availability, health):
+        monkeypatch.setattr(module, "LIMIT_SECONDS", 60.0)
 
     def use(bucket: str = BUCKET, **variables: str) -> None:
         monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path))
@@ -194,9 +199,11 @@ def test_an_upload_that_was_killed_continues_with_the_parts_that_are_stored(
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     store = open_store(server.url, tmp_path)
     assert not store.exists("datasets/k")
-    n_sent = server.count_requests(f"{tmp_path.name}/datasets/k", "partNumber=")
+    # Counted here: the server still works on what the killed process has sent, and logs it later.
+    again: list[None] = []
+    store.fs.client.meta.events.register("before-call.s3.UploadPart", lambda **_: again.append(None))
     store.publish_file(large_file, "datasets/k")
-    n_again = server.count_requests(f"{tmp_path.name}/datasets/k", "partNumber=") - n_sent
+    n_again = len(again)
     print(f"{N_PARTS} parts, killed after {N_KILLED_AT}: the second upload sent {n_again}")
     assert 0 < n_again <= N_PARTS - N_KILLED_AT
     store.fetch_file("datasets/k", hashlib.sha256(large_file.read_bytes()).hexdigest())
