@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.datasets import service
+from app.datasets import previews, service
 from app.datasets.reception import MAX_REQUEST_BYTES, receive_dataset
 from app.datasets.schemas import (
     UPLOAD_FORM,
@@ -53,9 +53,17 @@ def list_datasets(
     paging: Paging,
     name: Annotated[str | None, Query(description="Return only datasets with exactly this name.")] = None,
     format: Annotated[RowFormat | None, Query(description="Return only datasets of this format.")] = None,
+    preflights: Annotated[
+        bool,
+        Query(description="Whether to return datasets that preflights have produced; one `name` finds all."),
+    ] = True,
 ) -> Page[DatasetSummaryView]:
-    """List datasets, newest first."""
-    datasets, after = service.list_datasets(session, paging, name, format)
+    """List datasets, newest first.
+
+    The pages and the command line send `preflights=false`. The default is true, because programs that list
+    datasets to copy, count or delete them would otherwise miss some without a sign.
+    """
+    datasets, after = service.list_datasets(session, paging, name, format, with_preflights=preflights)
     return Page(items=[summary_view(dataset) for dataset in datasets], next=after)
 
 
@@ -101,7 +109,7 @@ def create_preview(
     session: WriteSession, caller: CallerDependency, dataset_id: DatasetId, body: PreviewCreate
 ) -> JobView:
     """Queue a run that renders rows with a model's template; its `result` marks the loss tokens."""
-    job = service.create_preview(session, get_settings(), dataset_id, body, caller.key_id)
+    job = previews.create_preview(session, get_settings(), dataset_id, body, caller.key_id)
     return jobs.view_job(session, get_settings(), job)
 
 

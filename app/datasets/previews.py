@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import String, cast, select
 from sqlmodel import Session, col
 
+from app.datasets.schemas import PreviewCreate
+from app.datasets.service import get_dataset
+from app.jobs import service as jobs
 from app.jobs.inputs import is_recent
-from app.tables import Run, RunStatus
-from trainers.configs import StageKind
+from app.jobs.schemas import JobCreate
+from app.models import references
+from app.models.templates import check_template
+from app.settings import Settings
+from app.tables import Job, Run, RunStatus
+from trainers.configs import PrepareConfig, StageKind
 
 # Runs that are compared with the dataset, from the newest; each is one short row.
 MAX_CONSIDERED = 50
@@ -54,6 +61,27 @@ class DatasetPreview(NamedTuple):
     rendered: PreviewRun | None
     rows: Sequence[TokenRow]
     newest: PreviewRun | None
+
+
+def create_preview(
+    session: Session, settings: Settings, dataset_id: str, body: PreviewCreate, created_by: str
+) -> Job:
+    """Queue a run that renders rows with a model's template; raises the errors of `create_job`."""
+    check_template(body.model, "model")
+    dataset = get_dataset(session, dataset_id)
+    # The job would report the error under `stages.0.base`, a field that this request does not have.
+    references.resolve_model(session, body.model, "model")
+    stage = PrepareConfig(
+        stage="prepare",
+        base=body.model,
+        template=body.template,
+        dataset=dataset.id,
+        rows=body.rows,
+        max_length=body.max_length,
+    )
+    spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
+    job, _ = jobs.create_job(session, settings, spec, created_by, None)
+    return job
 
 
 def load_preview(session: Session, dataset_id: str) -> DatasetPreview:

@@ -4,28 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate, summary_view
+from app.datasets.schemas import DatasetRowView, DatasetView, summary_view
 from app.datasets.upload import UploadedFile
 from app.downloads.response import Download
 from app.downloads.stored_files import read_stored
 from app.http.errors import InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.jobs import service as jobs
 from app.jobs.inputs import MAX_LISTED, is_trained_on, list_unfinished_jobs
-from app.jobs.schemas import JobCreate
-from app.models import references
-from app.models.templates import check_template
-from app.settings import Settings
+from app.runs.names import PREFLIGHT_DATASET_PREFIX, is_of_preflight
 from app.storage.database import database_now, read_session, transaction
 from app.storage.manifest import ArtifactCorrupt
 from app.storage.opening import get_store
-from app.tables import Dataset, File, Job, Model
+from app.tables import Dataset, File, Model
 from app.tables.base import new_id, utc_now
-from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
 from trainers.data.conversation import to_messages
 from trainers.data.conversion.csv_table import CsvOptions
@@ -73,6 +68,9 @@ def create_dataset(path: Path, name: str, report: ValidationReport | None = None
         if existing.fault_count:
             # The faults depend on the name and the options that the file was sent with.
             existing = _update_report(existing.id, report or validate_file(path))
+        if is_of_preflight(existing.name) and not is_of_preflight(name):
+            # The same rows as those of a preflight, which lists do not show: now they are somebody's dataset.
+            existing = _rename(existing.id, name)
         return existing, True
     report = report or validate_file(path)
     # A key is never used twice, or the deletion of an earlier file could remove this one.
@@ -103,14 +101,25 @@ def keep_without_files(dataset_id: str) -> None:
 
 
 def list_datasets(
-    session: Session, paging: PageQuery, name: str | None, row_format: RowFormat | None
+    session: Session,
+    paging: PageQuery,
+    name: str | None = None,
+    row_format: RowFormat | None = None,
+    *,
+    with_preflights: bool = True,
 ) -> tuple[Sequence[Dataset], str | None]:
-    """Return a page of datasets, newest first, optionally with one name or format."""
+    """Return a page of datasets, newest first, optionally with one name or format.
+
+    Those that only a preflight has produced are found by their name in any case.
+    """
     statement = select(Dataset).where(col(Dataset.deleted_at).is_(None))
     if name is not None:
         statement = statement.where(col(Dataset.name) == name)
     if row_format is not None:
         statement = statement.where(col(Dataset.format) == row_format)
+    if not with_preflights and name is None:
+        beginning = func.substr(col(Dataset.name), 1, len(PREFLIGHT_DATASET_PREFIX))
+        statement = statement.where(beginning != PREFLIGHT_DATASET_PREFIX)
     return paginate_newest_first(session, statement, col(Dataset.id), paging)
 
 
@@ -190,27 +199,6 @@ def find_content(dataset_id: str) -> Download:
     )
 
 
-def create_preview(
-    session: Session, settings: Settings, dataset_id: str, body: PreviewCreate, created_by: str
-) -> Job:
-    """Queue a run that renders rows with a model's template; raises the errors of `create_job`."""
-    check_template(body.model, "model")
-    dataset = get_dataset(session, dataset_id)
-    # The job would report the error under `stages.0.base`, a field that this request does not have.
-    references.resolve_model(session, body.model, "model")
-    stage = PrepareConfig(
-        stage="prepare",
-        base=body.model,
-        template=body.template,
-        dataset=dataset.id,
-        rows=body.rows,
-        max_length=body.max_length,
-    )
-    spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
-    job, _ = jobs.create_job(session, settings, spec, created_by, None)
-    return job
-
-
 def _restore_content(dataset: Dataset, path: Path) -> None:
     """Publish the content again if the stored file is missing or damaged."""
     try:
@@ -234,6 +222,13 @@ def _update_report(dataset_id: str, report: ValidationReport) -> Dataset:
         dataset = session.get_one(Dataset, dataset_id, with_for_update=True)
         if dataset.deleted_at is None:
             dataset.sqlmodel_update(_report_columns(report))
+        return dataset
+
+
+def _rename(dataset_id: str, name: str) -> Dataset:
+    with transaction() as session:
+        dataset = session.get_one(Dataset, dataset_id, with_for_update=True)
+        dataset.name = name
         return dataset
 
 

@@ -14,6 +14,7 @@ from app.jobs.resolve import resolve_stages
 from app.jobs.row_checks import check_scored_rows
 from app.jobs.schemas import JobCreate, PreflightOptions, PreflightView, SkippedStageView
 from app.models.templates import check_stage_templates
+from app.runs.names import PREFLIGHT_PREFIX
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Job, Worker
@@ -38,7 +39,6 @@ from trainers.configs.training import ChatTemplateName, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
-NAME_PREFIX = "preflight of "
 CHECKED = [
     kind
     for kind in StageKind
@@ -84,7 +84,7 @@ def create_preflight(
             hint=f"Preflight checks the stages {', '.join(CHECKED)}.",
         )
     preflight_spec = JobCreate(
-        name=f"{NAME_PREFIX}{spec.name}"[:200],
+        name=f"{PREFLIGHT_PREFIX}{spec.name}"[:200],
         labels=spec.labels,
         priority=100,
         queue=spec.queue,

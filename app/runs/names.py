@@ -5,6 +5,9 @@ from typing import Final
 
 # With a stage's name and an id it stays below the 255 bytes that file systems allow, in every script.
 MAX_JOB_CHARACTERS: Final = 40
+# What the names of preflight jobs, and of all that they produce, begin with.
+PREFLIGHT_PREFIX: Final = "preflight of "
+PREFLIGHT_DATASET_PREFIX: Final = "preflight-of-"
 
 
 def make_full_name(job: str, stage: str) -> str:
@@ -19,3 +22,8 @@ def make_full_name(job: str, stage: str) -> str:
     if not slug or slug == stage or slug.endswith(f"-{stage}"):
         return slug or stage
     return f"{slug}-{stage}"
+
+
+def is_of_preflight(dataset_name: str) -> bool:
+    """Return whether a dataset has the name of a part that the `prepare` stage of a preflight produces."""
+    return dataset_name.startswith(PREFLIGHT_DATASET_PREFIX)

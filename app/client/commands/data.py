@@ -81,10 +81,15 @@ def push(
 
 
 @data_cli.command("list")
-def list_data(as_json: JsonOption = False) -> None:
+def list_data(
+    preflights: Annotated[
+        bool, typer.Option("--preflights", help="Also the parts that preflights have produced.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List the datasets, newest first."""
     with connect() as client:
-        found = list(client.datasets.list())
+        found = list(client.datasets.list(preflights=preflights))
     if as_json:
         print_json(found)
         return

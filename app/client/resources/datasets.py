@@ -44,7 +44,10 @@ class Datasets(Collection[Mode]):
         return None
 
     @Iteration
-    async def list(self, *, name: str | None = None) -> AsyncIterator[RemoteDataset[Mode]]:
-        """Yield all datasets, newest first, without their reports."""
-        async for dataset in self._connection.pages("/datasets", RemoteDataset[Mode], name=name):
+    async def list(
+        self, *, name: str | None = None, preflights: bool = True
+    ) -> AsyncIterator[RemoteDataset[Mode]]:
+        """Yield all datasets, newest first, without their reports; optionally without those of preflights."""
+        query = {"name": name, "preflights": preflights}
+        async for dataset in self._connection.pages("/datasets", RemoteDataset[Mode], **query):
             yield dataset

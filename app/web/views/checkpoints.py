@@ -140,7 +140,7 @@ def _checkpoint_view(run_id: str, after: str | None, step: int | None) -> LiveVi
         selected = next((each for each in checkpoints if each.step == step), None)
         datasets: Sequence[Dataset] = []
         if selected is not None:
-            datasets, _ = list_datasets(session, PageQuery(), None, None)
+            datasets, _ = list_datasets(session, PageQuery(), with_preflights=False)
         return CheckpointList(
             run=run_summary_view(run),
             checkpoints=checkpoints,

@@ -50,6 +50,21 @@ def test_uploading_the_same_content_returns_the_same_dataset(client: TestClient)
     assert len(client.get("/api/v1/datasets").json()["items"]) == 1
 
 
+def test_parts_of_preflights_can_be_left_out_until_somebody_stores_the_same_rows(client: TestClient) -> None:
+    of_preflight = upload(client, GOOD, name="preflight-of-mine-test").json()["id"]
+
+    def listed(**query: Any) -> list[str]:
+        return [each["id"] for each in client.get("/api/v1/datasets", params=query).json()["items"]]
+
+    assert listed() == listed(name="preflight-of-mine-test", preflights=False) == [of_preflight]
+    assert listed(preflights=False) == []
+    assert client.get(f"/api/v1/datasets/{of_preflight}").status_code == 200
+    again = upload(client, GOOD, name="mine").json()
+    assert (again["id"], again["name"]) == (of_preflight, "mine") and listed(preflights=False) == [
+        of_preflight
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "line", "word"),
     [

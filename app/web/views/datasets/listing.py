@@ -29,6 +29,8 @@ class DatasetFilters(ListFilters):
 
     format: RowFormat | None
     name: str
+    preflights: str
+    """"1" shows those that preflights have produced as well."""
     after: str | None
 
 
@@ -43,10 +45,11 @@ class DatasetList:
 def dataset_filters(
     format: Literal[""] | RowFormat | None = None,
     name: Annotated[str, Query(max_length=200)] = "",
+    preflights: Literal["", "1"] = "",
     after: Annotated[str | None, Query(pattern=r"^dataset_[0-9a-z]{26}$")] = None,
 ) -> DatasetFilters:
     """Return the filters of a request; an empty field of the form is no filter."""
-    return DatasetFilters(format or None, name.strip(), after)
+    return DatasetFilters(format or None, name.strip(), preflights, after)
 
 
 Filters = Annotated[DatasetFilters, Depends(dataset_filters)]
@@ -80,7 +83,13 @@ def stream_datasets(request: Request, filters: Filters, version: Version = "") -
 def _list_view(filters: DatasetFilters) -> LiveView[DatasetList]:
     def load(session: Session) -> DatasetList:
         query = PageQuery(after=filters.after)
-        datasets, after = service.list_datasets(session, query, filters.name or None, filters.format)
+        datasets, after = service.list_datasets(
+            session,
+            query,
+            filters.name or None,
+            filters.format,
+            with_preflights=filters.preflights == "1",
+        )
         return DatasetList([summary_view(dataset) for dataset in datasets], after)
 
     def render(state: DatasetList, visitor: Visitor) -> Parts:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Form, Path, Query, Request, Response
 from sqlmodel import Session
 
-from app.datasets import service
+from app.datasets import previews, service
 from app.datasets.fault_table import render_fault_table
 from app.datasets.previews import DatasetPreview, load_preview
 from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate, summary_view
@@ -129,7 +129,7 @@ def create_preview(
     """Start a run that renders the first rows with a model's template."""
     assert visitor.caller is not None
     body = parse_form(PreviewCreate, model=model.strip(), template=template or None, rows=rows)
-    service.create_preview(session, get_settings(), dataset_id, body, visitor.caller.key_id)
+    previews.create_preview(session, get_settings(), dataset_id, body, visitor.caller.key_id)
     return show_changes(
         request, session, visitor, _dataset_view(dataset_id), f"/datasets/{dataset_id}#tokens"
     )

@@ -6,6 +6,7 @@ input removes the field, so that its default applies. What has no input stays as
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -20,6 +21,8 @@ from trainers.configs.parsing.json_schema import is_nested_deeper
 Spec = dict[str, Any]
 # More than any config has; copies of a value recurse.
 MAX_LEVELS = 60
+# The output of an earlier stage, in place of its JSON.
+REFERENCE = re.compile(r"stage:(?P<stage>[a-z0-9][a-z0-9_-]*)(?:/(?P<part>[a-z]+))?")
 
 
 class DraftUnreadable(UnprocessableContent):
@@ -128,7 +131,27 @@ def show_value(kind: InputKind, value: Any) -> str:
         return ""
     if kind is InputKind.choice:
         return json.dumps(value)
+    if kind is InputKind.reference and isinstance(value, dict) and (shown := show_reference(value)):
+        return shown
+    if kind is InputKind.reference and isinstance(value, str) and REFERENCE.fullmatch(value):
+        # A name that looks like the output of a stage.
+        return json.dumps(value, ensure_ascii=False)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def show_reference(value: Mapping[str, Any]) -> str:
+    """Return the output of a stage as people write it, such as `stage:prepare/test`; "" for other objects."""
+    if not value.keys() <= {"stage", "part"} or not all(isinstance(each, str) for each in value.values()):
+        return ""
+    text = f"stage:{value.get('stage', '')}" + (f"/{value['part']}" if "part" in value else "")
+    return text if REFERENCE.fullmatch(text) else ""
+
+
+def _parse_reference(text: str) -> dict[str, str] | None:
+    found = REFERENCE.fullmatch(text)
+    if found is None:
+        return None
+    return {name: value for name, value in found.groupdict().items() if value is not None}
 
 
 def _stages(spec: Spec) -> list[tuple[int, Spec]]:
@@ -178,6 +201,8 @@ def _parse(kind: InputKind, texts: list[str]) -> Any:
     if kind is InputKind.presets:
         return given[0] if len(given) == 1 else given
     text = given[-1]
+    if kind is InputKind.reference and (reference := _parse_reference(text)):
+        return reference
     if kind is InputKind.text or (kind is InputKind.reference and text[0] not in '{["'):
         return text
     try:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from app.http.errors import HttpError
 from app.jobs import service
 from app.jobs.examples import JOB_EXAMPLES
 from app.models.starter import read_starter_progress
+from app.models.suggestions import SuggestedModel
 from app.settings import get_settings
 from app.storage.database import read_session
 from app.web.live import Parts
@@ -38,7 +39,14 @@ from app.web.views.new_job.draft import (
     show_value,
 )
 from app.web.views.new_job.schema import InputKind, encode_option, job_fields, stage_form, summarize_stages
-from app.web.views.new_job.start import Goals, start_from_model, start_spec, suggest_datasets
+from app.web.views.new_job.start import Goals, start_from_model, start_spec
+from app.web.views.new_job.suggestions import (
+    Suggestions,
+    choose_list,
+    list_dataset_references,
+    list_model_references,
+    load_suggestions,
+)
 from app.web.visitor import CurrentVisitor, Visitor, view_router
 from trainers.configs import StageKind
 from trainers.configs.presets import apply_presets, load_presets
@@ -83,7 +91,7 @@ def show_form(
     spec = start_from_model(base, model, dataset) if of_model else start_spec(source, example, dataset, goal)
     with read_session() as session:
         draft = _check(session, visitor, spec, format_json(spec), secrets.token_hex(16))
-        suggestions = suggest_datasets(session)
+        suggestions = load_suggestions(session)
         state = preflight.load(session, checked) if checked else None
     goals = None if source or example or of_model else Goals(goal, dataset)
     return _render_form(request, visitor, draft, suggestions, state, goals)
@@ -164,7 +172,7 @@ def _respond(
     """Return the parts of the page that change, or the whole page without htmx."""
     if not is_htmx(request):
         with read_session() as session:
-            suggestions = suggest_datasets(session)
+            suggestions = load_suggestions(session)
         return _render_form(request, visitor, draft, suggestions, None, None)
     language = visitor.language
     parts = {"plan": render_macro(language, PARTS, "plan", draft.checked, draft.spec)}
@@ -173,7 +181,9 @@ def _respond(
     if with_text:
         parts["json"] = render_macro(language, PARTS, "json_text", draft)
     if is_changed:
-        parts["fields"] = render_macro(language, PARTS, "fields", describe_form(draft))
+        with read_session() as session:
+            suggestions = load_suggestions(session)
+        parts["fields"] = render_macro(language, PARTS, "fields", describe_form(draft, suggestions))
     return HTMLResponse("".join(render_partial(name, html, "outerHTML") for name, html in parts.items()))
 
 
@@ -181,7 +191,7 @@ def _render_form(
     request: Request,
     visitor: Visitor,
     draft: Draft,
-    suggestions: Sequence[str],
+    suggestions: Suggestions,
     state: Any,
     goals: Goals | None,
 ) -> Response:
@@ -189,9 +199,9 @@ def _render_form(
         request,
         "new_job/page.jinja",
         draft=draft,
-        form=describe_form(draft),
+        form=describe_form(draft, suggestions),
         commands=list_commands(request, draft.spec),
-        suggestions=suggestions,
+        suggestions=suggestions.datasets,
         goals=goals,
         examples={name: each["summary"] for name, each in JOB_EXAMPLES.items()},
         kinds=summarize_stages(),
@@ -201,7 +211,7 @@ def _render_form(
     )
 
 
-def describe_form(draft: Draft) -> dict[str, Any]:
+def describe_form(draft: Draft, suggestions: Suggestions) -> dict[str, Any]:
     """Return the inputs of a draft: those of the job, and of each stage the most used and the others."""
     errors, spec = draft.checked.fields, draft.spec
     stages = spec.get("stages")
@@ -217,6 +227,8 @@ def describe_form(draft: Draft) -> dict[str, Any]:
         "job": job,
         "stages": shown,
         "kinds": [kind.value for kind in StageKind],
+        "datasets": [*suggestions.datasets, *list_dataset_references(spec)],
+        "models": [*map(SuggestedModel, list_model_references(spec)), *suggestions.models],
     }
 
 
@@ -272,6 +284,7 @@ def _describe_input(
         "options": [(encode_option(option), option) for option in field.options],
         "presets": _describe_presets(value) if field.kind is InputKind.presets else [],
         "error": errors.get(path),
+        "list": choose_list(field.name),
     }
 
 

@@ -10,18 +10,14 @@ from app.datasets.training_job import JobGoal, plan_goal
 from app.http.paging import PageQuery
 from app.jobs import service
 from app.jobs.examples import JOB_EXAMPLES
-from app.jobs.preflight import NAME_PREFIX
 from app.models import service as models
 from app.models.lineage import UNKNOWN_DATASET, make_evaluation_spec, make_next_spec
-from app.runs.names import make_full_name
 from app.storage.database import read_session
 from app.tables import Dataset
 from app.web.url_state import encode_query
 from app.web.views.new_job.draft import Spec
 
 MAX_SUGGESTIONS = 50
-# The names of the parts that a `prepare` stage has made for a preflight.
-PREFLIGHT_DATASETS = make_full_name(NAME_PREFIX, "")
 
 
 @dataclass(frozen=True)
@@ -79,21 +75,18 @@ def _find_dataset(session: Session, dataset_id: str | None) -> Dataset | None:
     """Return the dataset with this id, or else the newest that a person would train on."""
     if dataset_id is not None:
         return datasets.get_dataset(session, dataset_id)
-    newest, _ = datasets.list_datasets(session, PageQuery(limit=20), None, None)
-    return next((each for each in newest if _is_suggested(each)), None)
-
-
-def _is_suggested(dataset: Dataset) -> bool:
-    return dataset.trainable and not dataset.name.startswith(PREFLIGHT_DATASETS)
+    newest, _ = datasets.list_datasets(session, PageQuery(limit=20), with_preflights=False)
+    return next((each for each in newest if each.trainable), None)
 
 
 def name_dataset(session: Session, dataset: Dataset) -> str:
     """Return the name of a dataset if jobs find it by that, and its id if a newer one has the same name."""
-    newest, _ = datasets.list_datasets(session, PageQuery(limit=1), dataset.name, None)
+    newest, _ = datasets.list_datasets(session, PageQuery(limit=1), dataset.name)
     return dataset.name if newest and newest[0].id == dataset.id else dataset.id
 
 
 def suggest_datasets(session: Session) -> Sequence[str]:
     """Return the names of the newest datasets that jobs can use."""
-    newest, _ = datasets.list_datasets(session, PageQuery(limit=MAX_SUGGESTIONS), None, None)
-    return list(dict.fromkeys(each.name for each in newest if _is_suggested(each)))
+    query = PageQuery(limit=MAX_SUGGESTIONS)
+    newest, _ = datasets.list_datasets(session, query, with_preflights=False)
+    return list(dict.fromkeys(each.name for each in newest if each.trainable))

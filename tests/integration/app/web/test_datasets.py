@@ -168,3 +168,11 @@ def test_an_expired_login_of_a_form_returns_to_its_page(
     headers = {"HX-Request": "true", "HX-Current-URL": "http://127.0.0.1/datasets?name=a"}
     ended = browser.get("/jobs", **headers)
     assert (ended.status_code, ended.headers["hx-redirect"]) == (401, "/login?next=%2Fdatasets%3Fname%3Da")
+
+
+def test_parts_of_preflights_are_listed_by_a_filter_only(browser: Browser) -> None:
+    made = seeded_datasets.add_dataset("preflight-of-mine-test", n=3)
+    assert made not in browser.get("/datasets").text
+    assert made in browser.get("/datasets?preflights=1").text
+    assert made in browser.get("/datasets?name=preflight-of-mine-test").text
+    assert browser.get(f"/datasets/{made}").status_code == 200

@@ -19,7 +19,7 @@ from app.storage.opening import get_store
 from app.tables import Dataset, Job, Run, RunStatus, Scope
 from app.web.views.new_job.draft import apply_inputs, parse_json, read_path, show_value
 from app.web.views.new_job.schema import InputKind, stage_form
-from tests.integration.app.web import seeded_datasets
+from tests.integration.app.web import seeded_datasets, seeded_models
 from tests.integration.app.web.conftest import Browser
 from trainers.configs import StageKind
 
@@ -276,3 +276,31 @@ def test_a_key_that_may_only_read_sees_why_it_cannot_submit(
     shown = browser.get("/jobs/new").text
     assert shown.count("data-disabled") == 2 and "lacks the scope" in shown
     assert send(browser, make_spec(), do="submit").status_code == 403
+
+
+def test_models_and_outputs_of_stages_are_suggested(browser: Browser, make_job: MakeJob) -> None:
+    seeded_datasets.add_dataset()
+    seeded_models.add_many_models(1)
+    shown = browser.get("/jobs/new?goal=compare").text
+    options = re.findall(r'<option value="([^"]*)">([^<]*)</option>', shown)
+    values = [value for value, _ in options]
+    assert {"ko-chat", "stage:prepare/test", "stage:sft"} <= set(values)
+    assert [label for value, label in options if value.startswith("model_")] == ["nightly-0000"]
+    job = make_job(RunStatus.succeeded, config={"stage": "sft", "base": "org/used"})
+    assert job and '<option value="org/used">' in browser.get("/jobs/new").text
+
+
+def test_a_reference_to_a_stage_is_written_without_json(browser: Browser) -> None:
+    seeded_datasets.add_dataset()
+    shown = browser.get("/jobs/new?goal=compare").text
+    assert re.search(r'name="r:stages.2.dataset"[^>]* value="stage:prepare/test"', shown)
+    spec = shown_spec(shown)
+    changed = send(browser, spec, {"r:stages.2.dataset": "stage:prepare", "r:stages.2.model": "stage:sft"})
+    evaluated = shown_spec(changed.text)["stages"][2]
+    assert (evaluated["dataset"], evaluated["model"]) == ({"stage": "prepare"}, {"stage": "sft"})
+
+
+@pytest.mark.parametrize("value", [{"stage": "a"}, {"stage": "a", "part": "test"}, {"part": "x"}, "stage:a"])
+def test_what_the_form_shows_of_a_reference_is_what_it_reads(value: Any) -> None:
+    inputs = {"r:stages.0.dataset": [show_value(InputKind.reference, value)]}
+    assert apply_inputs({"stages": [{"stage": "sft"}]}, inputs)["stages"][0]["dataset"] == value
