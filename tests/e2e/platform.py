@@ -60,7 +60,7 @@ class Platform:
             **settings,
         }
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.client = httpx2.Client(timeout=30)
+        self.client = httpx2.Client(timeout=120)
         self.base_url = ""
 
     def start_api(self, *arguments: str, command: list[str] | None = None) -> subprocess.Popen[bytes]:

@@ -152,7 +152,7 @@ def traffic(platform: Platform, model: str, *gateways: str, stream: bool = False
     body = {"model": model, "messages": QUESTION, "max_tokens": 8, "stream": stream}
 
     def send(url: str) -> None:
-        with httpx2.Client(base_url=url, timeout=30) as client:
+        with httpx2.Client(base_url=url, timeout=120) as client:
             while not done.wait(PAUSE_SECONDS):
                 statuses.append(client.post("/v1/chat/completions", json=body).status_code)
 
