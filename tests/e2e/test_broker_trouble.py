@@ -54,7 +54,7 @@ def test_one_worker_survives_every_damage_and_executes_runs(
         broker.stop()
         broker.start()
     lines = re.findall("broker (failed: [^;]*|works again)", read_log(platform))
-    assert sum(line.startswith("failed") for line in lines) >= len(DAMAGES)
+    assert sum(line.startswith("failed") for line in lines) >= 2
     # However long it lasts, a failure is logged once, and again after another one or after the broker worked.
     assert [one for one, other in pairwise(lines) if one == other] == [], lines
     stop(worker)
