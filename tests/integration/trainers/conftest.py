@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,16 @@ class Programs:
         env.pop("HF_HOME", None)
         pipes: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=env, cwd=home, text=True, **pipes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory() -> Iterator[None]:
+    """Let the other programs of the host hold little memory: findings and recomputation depend on it."""
+    measure = psutil.virtual_memory
+    with pytest.MonkeyPatch.context() as patch:
+        free = 16 << 30
+        patch.setattr(psutil, "virtual_memory", lambda: measure()._replace(available=free))
+        yield
 
 
 # For each file its own: programs that refuse a model write views of it to their temporary folder.

@@ -73,6 +73,7 @@ def with_head(starter: Path, tmp_path: Path) -> dict[str, str]:
     lora = LoraConfig(
         r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", init_lora_weights=False
     )
+    torch.manual_seed(0)
     adapted = get_peft_model(base, lora)
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     return {"base": str(starter), "adapter": str(tmp_path / "adapter")}
@@ -107,8 +108,8 @@ def test_trained_embeddings_and_tokens_of_a_tied_base_are_merged(
     config = LoraConfig(
         r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **lora
     )
-    adapted = get_peft_model(base, config)
     torch.manual_seed(0)
+    adapted = get_peft_model(base, config)
     for name, weight in adapted.named_parameters():
         if "modules_to_save" in name or "trainable_tokens_delta" in name:
             weight.data += torch.randn_like(weight) * 0.3

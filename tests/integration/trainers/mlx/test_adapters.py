@@ -150,6 +150,7 @@ def test_an_adapter_of_the_last_layers_names_them(base: Path, tmp_path: Path) ->
     network = mlx_network(base)
     tuner = pytest.importorskip("mlx_lm.tuner.utils")
     parameters = {"rank": 4, "scale": 2.5, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.up_proj"]}
+    mx.random.seed(0)
     tuner.linear_to_lora_layers(network, 2, parameters)
     for layer in network.modules():
         if "lora_b" in layer:
