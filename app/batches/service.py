@@ -17,7 +17,6 @@ from app.jobs.schemas import JobCreate
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Batch, BatchStatus, File, FilePurpose, Run
-from app.tables.base import utc_now
 from trainers.configs import BatchConfig, BatchEndpoint
 from trainers.configs.stages.serving.batch import MAX_BATCH_BYTES
 from trainers.runtime.error_codes import ErrorCode
@@ -68,8 +67,8 @@ def create_batch(
             completion_window=request.completion_window,
             output_expires_seconds=request.output_expires_seconds,
             client_metadata=request.metadata,
-            expires_at=utc_now() + timedelta(seconds=WINDOW_SECONDS[request.completion_window]),
         )
+        batch.expires_at = batch.created_at + timedelta(seconds=WINDOW_SECONDS[request.completion_window])
         session.add(batch)
         session.flush()
         config = BatchConfig(

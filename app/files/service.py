@@ -18,7 +18,7 @@ from app.idempotency.creation import Record, ignore_creation
 from app.storage.database import database_now, read_session, transaction
 from app.storage.opening import get_store
 from app.tables import FINISHED, Batch, Dataset, File, FilePurpose, Run
-from app.tables.base import new_id, utc_now
+from app.tables.base import new_id
 from trainers.data.conversion.csv_table import CsvOptions
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
@@ -55,7 +55,7 @@ def create_file(
         )
     row = File(filename=file.name, purpose=purpose, size_bytes=file.path.stat().st_size)
     if expires_after_seconds is not None:
-        row.expires_at = utc_now() + timedelta(seconds=expires_after_seconds)
+        row.expires_at = row.created_at + timedelta(seconds=expires_after_seconds)
     if purpose is FilePurpose.fine_tune:
         name = (Path(file.name).stem or "file")[:MAX_DATASET_NAME]
         dataset, existed = datasets.create_from_upload(file, name, CsvOptions(None, None), max_bytes)

@@ -53,7 +53,7 @@ def create_upload(settings: Settings, upload: Upload, record: Record) -> str:
             hint="Split the file, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
             fields=[{"field": "bytes", "message": "It is too large."}],
         )
-    upload.expires_at = utc_now() + timedelta(seconds=LIFETIME_SECONDS)
+    upload.expires_at = upload.created_at + timedelta(seconds=LIFETIME_SECONDS)
     with transaction() as session:
         session.add(upload)
         record(session, upload.id)

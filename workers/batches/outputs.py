@@ -10,7 +10,6 @@ from app.batches import lifecycle
 from app.files.service import publish_content
 from app.storage.database import read_session
 from app.tables import Batch, BatchStatus, File, FilePurpose, Run
-from app.tables.base import utc_now
 from serving.batch.files import ERRORS, OUTPUT, RESULT_FOLDER, STATE, BatchState
 from trainers.configs import Product
 from workers.batches.follower import progress_columns
@@ -51,7 +50,7 @@ def publish_batch(run: Run, launch: Launch, result: dict[str, Any]) -> ProducedB
             filename=f"{batch_id}_{name}", purpose=FilePurpose.batch_output, size_bytes=path.stat().st_size
         )
         if batch.output_expires_seconds is not None:
-            file.expires_at = utc_now() + timedelta(seconds=batch.output_expires_seconds)
+            file.expires_at = file.created_at + timedelta(seconds=batch.output_expires_seconds)
         file.artifact, file.sha256 = publish_content(path)
         columns[column] = file.id
         rows.append(file)

@@ -154,9 +154,9 @@ def test_a_batch_of_embeddings_runs_on_the_deployment(
     assert done.request_counts is not None and done.usage is not None
     assert (done.request_counts.completed, done.request_counts.failed, done.usage.input_tokens) == (2, 1, 10)
     embedding = read(openai, done.output_file_id)["0"]["response"]["body"]["data"][0]["embedding"]
-    assert embedding == pytest.approx(
-        openai.embeddings.create(model=embedder, input=TEXTS[0]).data[0].embedding
-    )
+    # The engine may compute it together with the others, or alone.
+    alone = openai.embeddings.create(model=embedder, input=TEXTS[0]).data[0].embedding
+    assert embedding == pytest.approx(alone, abs=1e-6)
     error = read(openai, done.error_file_id)["2"]["response"]["body"]["error"]
     assert error["code"] == "context_length_exceeded"
 

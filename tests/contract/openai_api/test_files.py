@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from app.retention.records import delete_records
 from app.settings import get_settings
-from app.storage.database import get_engine, transaction
-from app.tables import Dataset
+from app.storage.database import get_engine, read_session, transaction
+from app.tables import Batch, Dataset, File, Upload
 from app.tables.base import utc_now
 from serving.http.limits import MAX_BODY_BYTES
 
@@ -66,6 +66,20 @@ def test_a_file_expires(openai: OpenAI) -> None:
     file = upload(openai, purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600})
     assert file.expires_at == file.created_at + 3600
     assert upload(openai, purpose="batch").expires_at is not None
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_what_expires_does_so_to_the_second_after_its_creation(openai: OpenAI) -> None:
+    expiry: Any = {"anchor": "created_at", "seconds": 3600}
+    file = upload(openai, purpose="batch", expires_after=expiry).id
+    batch = openai.batches.create(
+        input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+    ).id
+    fields: Any = {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "user_data"}
+    begun = openai.uploads.create(**fields).id
+    with read_session() as session:
+        rows = [session.get_one(*each) for each in ((File, file), (Batch, batch), (Upload, begun))]
+    assert [(row.expires_at - row.created_at).total_seconds() / 3600 for row in rows] == [1, 24, 1]
 
 
 def test_a_deleted_file_is_gone_with_the_dataset_that_it_owns(openai: OpenAI, client: TestClient) -> None:

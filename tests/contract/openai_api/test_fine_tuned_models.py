@@ -19,6 +19,8 @@ from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 GUIDE = Path(__file__).parents[3] / "docs/guides/moving-from-openai.md"
 MODEL = "gpt-4o-mini-2024-07-18"
 FINISHED = ("succeeded", "failed", "cancelled")
+# The first test includes three trainings.
+pytestmark = pytest.mark.timeout(900)
 QUICK = {"max_length": 128, "tuning": {"rank": 4}, "learning_rate": 2e-3}
 
 
@@ -47,7 +49,7 @@ class Trained:
         self.dpo = self.create(pairs[:16], "dpo")
         self.reinforcement = self.create_reinforcement(problems[:4])
         ids = (self.supervised, self.dpo, self.reinforcement)
-        wait_until(lambda: all(self.job(each).status in FINISHED for each in ids), 240, f"{ids} do not end")
+        wait_until(lambda: all(self.job(each).status in FINISHED for each in ids), 600, f"{ids} do not end")
 
     def upload(self, rows: list[dict[str, Any]]) -> str:
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -102,7 +104,12 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    settings = {"TUNESMITH_OPENAI_MODELS": json.dumps({MODEL: "starter"}), "TUNESMITH_ORGANIZATION": "acme"}
+    settings = {
+        "TUNESMITH_OPENAI_MODELS": json.dumps({MODEL: "starter"}),
+        "TUNESMITH_ORGANIZATION": "acme",
+        # An engine starts within seconds, on a busy machine within a minute.
+        "TUNESMITH_WAKE_TIMEOUT_SECONDS": "300",
+    }
     platform = Platform(tmp_path_factory.mktemp("fine-tuning") / "data", starter, **settings)
     platform.environment["TUNESMITH_WARM_START"] = "true"
     try:
@@ -202,7 +209,7 @@ def test_a_model_is_deleted_once_it_is_not_deployed(trained: Trained) -> None:
     deployment = str(trained.openai.base_url.join(path))
     trained.openai.post(f"{deployment}/stop", cast_to=object)
     shown: Any = lambda: trained.openai.get(deployment, cast_to=object)  # noqa: E731
-    wait_until(lambda: shown()["status"] == "asleep", 30, "it does not stop")
+    wait_until(lambda: shown()["status"] == "asleep", 120, "it does not stop")
     deleted = models.delete(name)
     assert (deleted.id, deleted.deleted, deleted.object) == (name, True, "model")
     with pytest.raises(NotFoundError) as missing:

@@ -5,6 +5,7 @@ header `x-stainless-retry-count`. A lost response is one that no client was conn
 """
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -60,7 +61,11 @@ def test_equal_first_requests_each_create(openai: OpenAI) -> None:
     assert create(openai, file) != create(openai, file)
 
 
-def test_equal_requests_whose_responses_were_lost_are_repeated_once_each(openai: OpenAI) -> None:
+def test_equal_requests_whose_responses_were_lost_are_repeated_once_each(
+    openai: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A response that takes longer than the hold would be repeated to another client.
+    monkeypatch.setattr(service, "HOLD_SECONDS", 60.0)
     file = upload(openai)
     created = {create(openai, file) for _ in range(3)}
     lose_responses()
@@ -148,6 +153,9 @@ def request(**values: Any) -> CreationRequest:
         "idempotency_key": None,
     }
     started_at = service.read_clock()
+    # What follows is later: SQLite's clock has milliseconds.
+    while service.read_clock() == started_at:
+        time.sleep(0.001)
     return CreationRequest(**(defaults | {"retry_count": 0, "started_at": started_at} | values))
 
 

@@ -1,6 +1,7 @@
 """Stored chat completions, through OpenAI's official client."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_key_sees_its_own_completions_and_an_admin_all(
 def test_an_expired_completion_is_gone_at_once(openai: Any, engine: TalkingEngine) -> None:
     answer_id = ask(openai).id
     with transaction() as session:
-        session.execute(update(StoredCompletion).values(expires_at=utc_now()))
+        session.execute(update(StoredCompletion).values(expires_at=utc_now() - timedelta(seconds=1)))
     assert openai.chat.completions.list().data == []
     with pytest.raises(NotFoundError):
         openai.chat.completions.update(answer_id, metadata={})

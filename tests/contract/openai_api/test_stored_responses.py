@@ -1,6 +1,7 @@
 """Stored responses and the conversations that they form, through OpenAI's official client."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_deleted_foreign_or_expired_response_cannot_be_continued(
     with pytest.raises(NotFoundError, match="was deleted"):
         own.responses.input_items.list(second.id)
     with transaction() as session:
-        session.execute(update(StoredResponse).values(expires_at=utc_now()))
+        session.execute(update(StoredResponse).values(expires_at=utc_now() - timedelta(seconds=1)))
     with pytest.raises(BadRequestError, match="not found"):
         ask(own, "three", previous_response_id=second.id)
 

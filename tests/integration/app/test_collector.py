@@ -205,9 +205,10 @@ def test_the_storage_endpoint_and_the_gauges_report_the_collection(
 def test_the_collector_thread_collects_and_stops(settings: Settings) -> None:
     thread = collector.Collector(settings.model_copy(update={"gc_seconds": 0.05}))
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any(state.report for state in rows(StorageState)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     thread.stop()
+    thread._thread.join(60)
     assert not thread._thread.is_alive()

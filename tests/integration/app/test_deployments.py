@@ -87,8 +87,9 @@ def test_on_a_gpu_the_old_deployment_stops_first_unless_both_share_its_engine(se
 
 
 def test_a_worker_that_has_the_base_in_memory_has_precedence_for_a_while(
-    make_worker: MakeWorker,
+    make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lifecycle, "PRECEDENCE_SECONDS", 45.0)
     host, other = make_worker(), make_worker()
     serve(request(), host)
     second = request(name="two")

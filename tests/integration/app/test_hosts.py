@@ -45,8 +45,9 @@ def make_offer(name: str, region: str, *, has_capacity: bool | None = None, spot
 
 
 @pytest.fixture
-def admin(client: TestClient) -> TestClient:
-    """Return a client with a key of the scope `admin`."""
+def admin(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """Return a client with a key of the scope `admin`, to which `/readyz` responds however long it takes."""
+    monkeypatch.setattr("app.http.health.LIMIT_SECONDS", 60.0)
     body = {"name": "me", "scopes": ["admin"], "lock_service": True}
     client.headers["Authorization"] = f"Bearer {client.post('/api/v1/keys', json=body).json()['key']}"
     return client

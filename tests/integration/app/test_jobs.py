@@ -56,7 +56,7 @@ def test_a_new_job_notifies_the_queue_of_its_first_stage(
     client: TestClient, rows: Dataset, settings: Settings
 ) -> None:
     client.post("/api/v1/jobs", json=spec(SFT | {"queue": "cuda"}, EVALUATE))
-    assert get_notifier().wait(10)
+    assert get_notifier().wait(60)
     assert [message.name.split(".")[-2] for message in (settings.data_dir / "queue/messages").iterdir()] == [
         "cuda"
     ]

@@ -45,7 +45,7 @@ def list_jobs(folder: Path) -> list[tuple[str, str]]:
 
 def test_a_client_that_times_out_and_repeats_gets_the_one_job(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker") as (_, url):
-        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=5)
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=20)
         file = upload(client)
         with closing(sqlite3.connect(tmp_path / "tunesmith.db", check_same_thread=False)) as database:
             database.execute("BEGIN IMMEDIATE")

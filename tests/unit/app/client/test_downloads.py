@@ -99,7 +99,7 @@ def test_the_event_loop_continues_while_a_form_is_read(tmp_path: Path) -> None:
     is_free = threading.Event()
 
     def read_slowly() -> Iterator[bytes]:
-        assert is_free.wait(10), "the event loop waits for the file"
+        assert is_free.wait(60), "the event loop waits for the file"
         yield from (b"row ", b"by row")
 
     async def send() -> list[bytes]:

@@ -1,6 +1,9 @@
 """The thread that sends notifications: what it sends, and that callers never wait for it."""
 
 import threading
+from types import SimpleNamespace
+
+import pytest
 
 from app.scheduling.notifier import Notifier
 from trainers.configs import Queue
@@ -44,13 +47,24 @@ def test_a_request_after_the_notification_was_taken_is_sent_again() -> None:
         assert broker.notified == [Queue.mlx] * expected
 
 
-def test_requests_during_the_pause_after_a_notification_are_sent_as_one() -> None:
+def test_requests_during_the_pause_after_a_notification_are_sent_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paused, ended = threading.Event(), threading.Event()
+
+    def pause(seconds: float) -> None:
+        paused.set()
+        assert seconds == 0.5 and ended.wait(30)
+
+    monkeypatch.setattr("app.scheduling.notifier.time", SimpleNamespace(sleep=pause))
     broker = SlowBroker()
     broker.opened.set()
-    notifier = Notifier(broker.notify, pause_seconds=1)
+    notifier = Notifier(broker.notify, pause_seconds=0.5)
     notifier.request(Queue.cpu)
-    assert notifier.wait(30)
+    assert paused.wait(30)
     for _ in range(100):
         notifier.request(Queue.cpu)
+    assert broker.notified == [Queue.cpu]
+    ended.set()
     assert notifier.wait(30)
     assert broker.notified == [Queue.cpu] * 2
