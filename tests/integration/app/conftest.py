@@ -152,7 +152,7 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
 
 def clear_caches() -> None:
     """Clear the caches, so that the next call reads the environment again."""
-    assert queue.get_notifier().wait(30), "a notification of this test would be sent in the next one"
+    assert queue.get_notifier().wait(120), "a notification of this test would be sent in the next one"
     if (engine := database.get_engine.cache_clear()) is not None:
         _close_connections(engine)
     caches = (get_settings, queue.get_celery, queue.get_notify_incident)
@@ -166,7 +166,7 @@ def _close_connections(engine: Engine) -> None:
 
     A connection that is in use would return to a pool that nobody closes any more.
     """
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while engine.pool.checkedout():  # type: ignore[attr-defined]
         assert time.monotonic() < deadline, "a connection of this test is still in use"
         time.sleep(0.01)
