@@ -1,8 +1,9 @@
 """A stand-in for an engine behind a batch: fast, and with failures on request.
 
 The last message of a chat (or the prompt, or the input) chooses the response: `status 400` fails with that
-status; `busy` gets a 429 the first time; `slow` takes two seconds; `crash` ends the process; anything else is
-completed with itself. Each request that gets a response with status 200 is a line of the ledger.
+status; `busy` gets a 429 the first time; `slow` takes two seconds; `held` takes until a file `released` is
+beside the ledger; `crash` ends the process; anything else is completed with itself. Each request that gets a
+response with status 200 is a line of the ledger.
 """
 
 import argparse
@@ -20,6 +21,7 @@ class BatchEngine:
     def __init__(self, ledger: Path, seconds: float = 0.0) -> None:
         self.ledger = ledger.open("a", encoding="utf-8", buffering=1)
         self.seconds = seconds
+        self._released = ledger.with_name("released")
         self._refused: set[str] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,6 +53,8 @@ class BatchEngine:
         if text.startswith("busy") and text not in self._refused:
             self._refused.add(text)
             return 429, {"error": {"message": "Too busy.", "type": "rate_limit_error", "code": "busy"}}
+        while text.startswith("held") and not self._released.exists():
+            await asyncio.sleep(0.05)
         await asyncio.sleep(2 if text == "slow" else self.seconds)
         if body.get("max_tokens") != 1:  # Not a worker's probe.
             self.ledger.write(json.dumps({"model": body["model"], "text": text}) + "\n")

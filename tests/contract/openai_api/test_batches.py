@@ -44,7 +44,7 @@ from workers.hosts.worker import register_worker
 from workers.runs.claim import claim_next
 from workers.runs.execute import execute
 settings = get_settings()
-settings.lease_seconds, settings.heartbeat_seconds = 6, 0.5
+settings.lease_seconds, settings.heartbeat_seconds = 60, 0.5
 worker = register_worker(settings, [Queue.cpu], "there")
 worker.leases.start()
 claimed = claim_next(worker)
@@ -83,7 +83,7 @@ def _poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerContext]:
     """Yield a worker that starts the real program."""
-    settings.lease_seconds, settings.heartbeat_seconds = 6, 0.5
+    settings.lease_seconds, settings.heartbeat_seconds = 60, 0.5
     worker = register_worker(settings, [Queue.cpu], "here")
     worker.leases.start()
     yield worker
@@ -136,7 +136,7 @@ def run_in_thread(worker: WorkerContext) -> threading.Thread:
     return thread
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true in time"
@@ -397,8 +397,10 @@ def test_no_request_is_lost_or_doubled_when_worker_and_program_are_killed(
     openai: OpenAI, worker: WorkerContext, tmp_path: Path, size: int
 ) -> None:
     ledger = tmp_path / "ledger.jsonl"
-    lines = [line(f"r{n}", "status 400" if n % 100 == 7 else f"text {n}") for n in range(size)]
-    with running_engine(ledger, seconds=0.5 if size < 1000 else 0.01) as address:
+    # The second half is held back, so that the batch cannot end before its program is killed.
+    texts = [f"text {n}" if n < size / 2 else f"held {n}" for n in range(size)]
+    lines = [line(f"r{n}", "status 400" if n % 100 == 7 else text) for n, text in enumerate(texts)]
+    with running_engine(ledger, seconds=0.1 if size < 1000 else 0.01) as address:
         deploy("starter", address)
         batch = create(openai, lines)
         with subprocess.Popen([sys.executable, "-c", WORKER], cwd=ROOT) as killed:
@@ -409,6 +411,7 @@ def test_no_request_is_lost_or_doubled_when_worker_and_program_are_killed(
         until(lambda: sum(counts(openai, batch.id)[1:]) > size / 3, seconds=300)
         find_program().kill()
         thread.join()
+        (tmp_path / "released").touch()
         release_run(worker.settings)
         run_next(worker)
     done = openai.batches.retrieve(batch.id)
