@@ -61,7 +61,8 @@ class RateLimits:
     admit one too many.
     """
 
-    def __init__(self, processes: int = 1) -> None:
+    def __init__(self, processes: int = 1, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.clock = clock
         self.width = OPEN_REQUESTS + processes
         self.cells = memoryview(mmap.mmap(-1, SLOTS * self.width * CELL_BYTES)).cast("q")
         self.column = OPEN_REQUESTS
@@ -93,12 +94,12 @@ class RateLimits:
     def remaining(self, client: AuthorizedClient) -> tuple[int, float]:
         """Return how many requests the key may send at once now, and in how many seconds all of them."""
         assert client.requests_per_minute is not None, "the key has a rate"
-        busy = max(0, self.cells[self._slot(client.key_id) + FULL_AT] - time.monotonic_ns())
+        busy = max(0, self.cells[self._slot(client.key_id) + FULL_AT] - self.clock())
         free = (WINDOW - busy) * client.requests_per_minute // WINDOW
         return max(0, free), busy / NANOSECONDS
 
     def _spend(self, slot: int, requests_per_minute: int) -> None:
-        now = time.monotonic_ns()
+        now = self.clock()
         full_at = max(self.cells[slot + FULL_AT], now) + WINDOW // requests_per_minute
         if full_at > now + WINDOW:
             seconds = (full_at - now - WINDOW) / NANOSECONDS
@@ -117,7 +118,7 @@ class RateLimits:
 
     def _slot(self, key_id: str) -> int:
         """Return the slot with the key's tag, else the first slot that holds no counts."""
-        tag, now = key_tag(key_id), time.monotonic_ns()
+        tag, now = key_tag(key_id), self.clock()
         unused = None
         for step in range(SLOTS):
             slot = (tag + step) % SLOTS * self.width

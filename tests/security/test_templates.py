@@ -81,7 +81,7 @@ def test_a_template_without_end_is_refused_soon(
     make_model(tmp_path, template)
     started = time.process_time()
     statuses = {status for status, _ in post_all(client)}
-    assert statuses == {422} and time.process_time() - started < 5
+    assert statuses == {422} and time.process_time() - started < 20
     assert client.get("/healthz").status_code == 200
 
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.chaos.platforms import Platform, PlatformName
+from tests.chaos.platforms import Platform, PlatformName, can_mount
 
 BOTH = frozenset(PlatformName)
 EMBEDDED = frozenset({PlatformName.embedded})
@@ -27,6 +27,6 @@ class Fault:
     """Return why the fault cannot be injected on this host; None if it can."""
 
 
-def require_root(platform: Platform) -> str | None:
-    """Explain that only root can mount file systems."""
-    return None if platform.is_root else "only root can mount file systems"
+def require_mounts(platform: Platform) -> str | None:
+    """Explain that this host lets nobody but root mount file systems, or not even root."""
+    return None if can_mount() else "only root can mount file systems, and not in every container"

@@ -15,6 +15,7 @@ from tests.chaos.process import send
 DOWN_SECONDS = (0.2, 4.0)
 HOLD_SECONDS = (1.0, 4.0)
 MAX_CONNECTIONS = 200
+CONNECT_SECONDS = 60.0
 OTHER_BACKENDS = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
@@ -52,7 +53,7 @@ def exhaust_connections(platform: Platform, choose: random.Random) -> bool:
     with ExitStack() as stack:
         try:
             for _ in range(MAX_CONNECTIONS):
-                stack.enter_context(_connect(platform))
+                stack.enter_context(_connect_once(platform))
         except psycopg.OperationalError:
             time.sleep(choose.uniform(*HOLD_SECONDS))
             return True
@@ -68,5 +69,17 @@ FAULTS = [
 
 
 def _connect(platform: Platform) -> "psycopg.Connection[Any]":
+    """Connect as soon as the server accepts it: the connections of an earlier fault end a moment later."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return _connect_once(platform)
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _connect_once(platform: Platform) -> "psycopg.Connection[Any]":
     assert platform.postgres is not None
-    return psycopg.connect(platform.postgres.url, autocommit=True, connect_timeout=5)
+    return psycopg.connect(platform.postgres.url, autocommit=True, connect_timeout=10)

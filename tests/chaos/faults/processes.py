@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import psutil
 
@@ -18,7 +18,8 @@ from tests.chaos.process import ManagedProcess, has_role, send
 SUSPEND_SECONDS = (0.3 * LEASE_SECONDS, 1.6 * LEASE_SECONDS)
 API_SUSPEND_SECONDS = (1.0, 4.0)
 TRACE_SECONDS = 4.0
-END_SECONDS = 2.0
+# Of a process whose end its tracer has seen, and of one that was killed while its tracer left it.
+END_SECONDS, LATE_END_SECONDS = 30.0, 0.5
 MAX_EVENT = 8
 FILE_EVENTS = ("rename,renameat,renameat2", "fsync,fdatasync", "openat", "unlink,unlinkat,rmdir", "mkdir")
 
@@ -75,8 +76,9 @@ def suspend_tree(platform: Platform, choose: random.Random) -> bool:
 
 def suspend_api(platform: Platform, choose: random.Random) -> bool:
     """Suspend an API process."""
-    api = choose.choice(platform.apis)
-    processes = [psutil.Process(api.pid)] if api.is_running else []
+    api, processes = choose.choice(platform.apis), []
+    with suppress(psutil.NoSuchProcess):
+        processes = [psutil.Process(api.pid)] if api.is_running else []
     return _suspend(platform, processes, choose.uniform(*API_SUSPEND_SECONDS))
 
 
@@ -84,7 +86,8 @@ def kill_worker_with_suspended_guard(platform: Platform, choose: random.Random) 
     """Suspend a guard, and kill its worker meanwhile: the guard must act as soon as it continues."""
     guards = _choose_one(platform.find("guard"), choose)
     with _suspended(platform, guards):
-        killed = [_end(platform, guard.ppid(), signal.SIGKILL) for guard in guards if guard.ppid() > 1]
+        parents = [parent for guard in guards if (parent := _find_parent(guard)) is not None]
+        killed = [_end(platform, parent, signal.SIGKILL) for parent in parents]
         time.sleep(choose.uniform(*API_SUSPEND_SECONDS))
     return any(killed)
 
@@ -106,12 +109,13 @@ def kill_at_file_event(platform: Platform, choose: random.Random) -> bool:
     with managed.may_end() if managed is not None else nullcontext():
         tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            tracer.wait(TRACE_SECONDS)  # It ends with the process that it traces.
+            status = tracer.wait(TRACE_SECONDS)  # It ends with the process that it traces.
         except subprocess.TimeoutExpired:
             tracer.terminate()
             tracer.wait()
-            return False
-        return _wait_until_ended(pid, managed)
+            return _wait_until_ended(pid, managed, LATE_END_SECONDS)
+        # Another status is that of a tracer that may not trace, or finds no process.
+        return status == 0 and _wait_until_ended(pid, managed, END_SECONDS)
 
 
 def explain_missing_strace(platform: Platform) -> str | None:
@@ -173,6 +177,15 @@ def _suspended(platform: Platform, processes: Sequence[psutil.Process]) -> Itera
             platform.suspensions.append(Suspension(frozenset(affected), started, time.monotonic()))
 
 
+def _find_parent(guard: psutil.Process) -> int | None:
+    """Return the process id of a guard's worker, or None if one of the two has ended."""
+    try:
+        parent: int = guard.ppid()
+    except psutil.NoSuchProcess:
+        return None
+    return parent if parent > 1 else None
+
+
 def _list_children(process: psutil.Process) -> list[psutil.Process]:
     try:
         children: list[psutil.Process] = process.children(recursive=True)
@@ -181,9 +194,9 @@ def _list_children(process: psutil.Process) -> list[psutil.Process]:
     return children
 
 
-def _wait_until_ended(pid: int, managed: ManagedProcess | None) -> bool:
+def _wait_until_ended(pid: int, managed: ManagedProcess | None, seconds: float) -> bool:
     """Wait for a process that was killed: its tracer sees that before its parent does."""
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         is_running = _is_alive(pid) if managed is None else managed.is_running and managed.pid == pid
         if not is_running:

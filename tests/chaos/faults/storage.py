@@ -7,8 +7,9 @@ import random
 import shutil
 import sqlite3
 import time
+from pathlib import Path
 
-from tests.chaos.faults.fault import EMBEDDED, Fault, require_root
+from tests.chaos.faults.fault import EMBEDDED, Fault, require_mounts
 from tests.chaos.platforms import Platform, mounted
 
 LOCK_SECONDS = (1.0, 8.0)
@@ -19,7 +20,9 @@ CHUNK_BYTES = 1 << 20
 
 def delete_notifications(platform: Platform, choose: random.Random) -> bool:
     """Delete all messages of the embedded queue."""
-    messages = list((platform.data_dir / "queue" / "messages").glob("*.msg"))
+    messages: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):  # Another fault has removed the folder meanwhile.
+        messages += (platform.data_dir / "queue" / "messages").glob("*.msg")
     for message in messages:
         message.unlink(missing_ok=True)
     return bool(messages)
@@ -33,9 +36,12 @@ def remove_queue(platform: Platform, choose: random.Random) -> bool:
 
 def empty_queue_files(platform: Platform, choose: random.Random) -> bool:
     """Empty the files of the embedded queue, as a full disk does that interrupts their writing."""
-    found = [path for path in (platform.data_dir / "queue").rglob("*") if path.is_file()]
-    with contextlib.suppress(FileNotFoundError):  # A worker has received the message meanwhile.
-        for path in found:
+    found: list[Path] = []
+    # A worker has received a message meanwhile, or another fault has removed the folder.
+    with contextlib.suppress(FileNotFoundError):
+        found += [path for path in (platform.data_dir / "queue").rglob("*") if path.is_file()]
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
             os.truncate(path, 0)
     return bool(found)
 
@@ -80,7 +86,7 @@ def hide_store(platform: Platform, choose: random.Random) -> bool:
 
 def explain_missing_disk(platform: Platform) -> str | None:
     """Explain that there is no disk that may be filled."""
-    return None if platform.has_small_disk else "only root can mount a small disk to fill"
+    return None if platform.has_small_disk else "a small disk to fill cannot be mounted"
 
 
 FAULTS = [
@@ -89,5 +95,5 @@ FAULTS = [
     Fault("queue files emptied", empty_queue_files, 5, EMBEDDED),
     Fault("SQLite locked", lock_database, 4, EMBEDDED, "sqlite"),
     Fault("disk full", fill_disk, 5, EMBEDDED, "disk", explain_missing_disk),
-    Fault("artifact store unreachable", hide_store, 4, resource="store", explain_missing=require_root),
+    Fault("artifact store unreachable", hide_store, 4, resource="store", explain_missing=require_mounts),
 ]

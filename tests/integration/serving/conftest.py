@@ -20,7 +20,9 @@ from tests.services import free_port
 
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+# Only a server that hangs needs as long: a busy machine starts one in half a minute.
 READY_SECONDS = 120.0
+WAIT_SECONDS = 120.0
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Server:
     def call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
         """Return status and JSON, or text, of the response on a connection of its own."""
         try:
-            response = httpx2.request(method, self.url + path, timeout=30, **options)
+            response = httpx2.request(method, self.url + path, timeout=WAIT_SECONDS, **options)
         except (httpx2.NetworkError, httpx2.RemoteProtocolError):
             return 0, None
         return response.status_code, decode(response.content)
@@ -70,7 +72,7 @@ def decode(body: bytes) -> Any:
         return body.decode()
 
 
-def wait_for(condition: Any, seconds: float = 20.0) -> None:
+def wait_for(condition: Any, seconds: float = WAIT_SECONDS) -> None:
     """Poll until the condition holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -199,4 +201,4 @@ def client(gateway: Server) -> Iterator[OpenAI]:
 
 
 def sdk_of(gateway: Server) -> OpenAI:
-    return OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30)
+    return OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=WAIT_SECONDS)

@@ -20,19 +20,20 @@ class FakeEngine:
         self.request_counts: Counter[str] = Counter()
         self.open_counts: Counter[str] = Counter()
         self.n_flood_events = 0
+        self.released = threading.Event()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.peers: set[tuple[str, int]] = set()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(10)
+        self.port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(60)
         self.url = f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(60)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
+        self.thread.join(60)
         self.loop.close()
 
     async def _start(self) -> int:
@@ -180,6 +181,19 @@ class FakeEngine:
         for _ in range(10):
             await response.write(EVENT[:33])
             await asyncio.sleep(0.05)
+            await response.write(EVENT[33:])
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def held(self, request: web.Request) -> web.StreamResponse:
+        """Send an event, each of nine others in two writes once the test releases them, and [DONE]."""
+        response = await self._stream(request)
+        await response.write(EVENT)
+        while not self.released.is_set():
+            await asyncio.sleep(0.01)
+        for _ in range(9):
+            await response.write(EVENT[:33])
+            await asyncio.sleep(0.01)
             await response.write(EVENT[33:])
         await response.write(b"data: [DONE]\n\n")
         return response

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from serving.chat_cli import ChatSession
-from tests.integration.serving.conftest import ENVIRONMENT, Server, wait_for
+from tests.integration.serving.conftest import ENVIRONMENT, WAIT_SECONDS, Server, wait_for
 from tests.integration.serving.make_tiny import ALPHA_TEXT, BASE_SAYS
 
 
 def serve(*arguments: Any, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
     return subprocess.run(
-        command, env=ENVIRONMENT, input=typed, capture_output=True, text=True, timeout=90, check=False
+        command, env=ENVIRONMENT, input=typed, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -83,9 +83,9 @@ def test_a_stopped_batch_resumes(tiny: Path, tmp_path: Path) -> None:
     arguments = ["--model", tiny / "base", "--input", source, "--output", output, "--max-tokens", 12]
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) as first:
-        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 3, 60)
+        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 3)
         first.send_signal(signal.SIGINT)
-        assert b"the same command resumes here" in first.communicate(timeout=60)[1]
+        assert b"the same command resumes here" in first.communicate(timeout=WAIT_SECONDS)[1]
     kept = output.read_bytes()
     assert 3 < kept.count(b"\n") < 240
     output.write_bytes(kept + b'{"row": torn')
@@ -143,10 +143,10 @@ def test_the_engine_exits_with_the_program_that_started_it(tiny: Path, tmp_path:
         assert engine
         if end == "closed":
             session.stdin.close()
-            assert session.wait(30) == 0
+            assert session.wait(WAIT_SECONDS) == 0
         else:
             session.kill()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WAIT_SECONDS
     while any(Path(f"/proc/{pid}").exists() for pid in engine):
         assert time.monotonic() < deadline, "the engine has outlived the program"
         time.sleep(0.05)

@@ -52,7 +52,7 @@ def servers(models: Path) -> Iterator[dict[str, str]]:
 
 
 def post(servers: dict[str, str], model: str, path: str = "/v1/embeddings", **body: Any) -> tuple[int, Any]:
-    response = httpx2.post(servers[model] + path, json={"model": model, **body}, timeout=30)
+    response = httpx2.post(servers[model] + path, json={"model": model, **body}, timeout=120)
     return response.status_code, response.json()
 
 
@@ -160,7 +160,7 @@ def test_an_embedding_engine_refuses_to_generate(servers: dict[str, str], path: 
 
 
 def test_the_list_of_models_has_the_task_and_the_window(servers: dict[str, str]) -> None:
-    (model,) = httpx2.get(f"{servers['xlmr']}/v1/models").json()["data"]
+    (model,) = httpx2.get(f"{servers['xlmr']}/v1/models", timeout=120).json()["data"]
     assert (model["id"], model["task"], model["max_model_len"]) == ("xlmr", "embed", WINDOW)
 
 

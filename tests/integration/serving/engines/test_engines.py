@@ -31,7 +31,7 @@ def test_a_wrong_command_line_is_reported_in_one_sentence(
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     command = [sys.executable, "-m", "serving", "--model", str(tmp_path), *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 1
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -11,7 +11,7 @@ from openai import OpenAI
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from tests.integration.serving.conftest import BASE_SAYS, Server, wait_for
+from tests.integration.serving.conftest import BASE_SAYS, WAIT_SECONDS, Server, wait_for
 
 HELLO: dict[str, Any] = {"model": "base", "input": "hello", "temperature": 0}
 USER: Any = {"role": "user", "content": "hello"}
@@ -32,7 +32,7 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def sdk(engine: Server) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+    with OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0, timeout=WAIT_SECONDS) as client:
         yield client
 
 
@@ -233,13 +233,13 @@ def test_an_unknown_model_is_rejected_before_a_stream_begins(sdk: OpenAI) -> Non
 
 def test_a_disconnected_client_stops_the_generation_of_its_response(engine: Server) -> None:
     host, port = engine.url.removeprefix("http://").split(":")
-    body = json.dumps(HELLO | {"stream": True, "ignore_eos": True, "max_output_tokens": 4000}).encode()
+    body = json.dumps(HELLO | {"stream": True, "ignore_eos": True, "max_output_tokens": 8000}).encode()
     head = f"POST /v1/responses HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
         assert connection.recv(1000)
-        wait_for(lambda: engine.get("/health")[1]["running"] == 1, 3)
-    wait_for(lambda: engine.get("/health")[1]["running"] == 0, 3)
+        wait_for(lambda: engine.get("/health")[1]["running"] == 1)
+    wait_for(lambda: engine.get("/health")[1]["running"] == 0, 8)
 
 
 def test_another_engine_s_reasoning_is_not_part_of_the_conversation(sdk: OpenAI) -> None:

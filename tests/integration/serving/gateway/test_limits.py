@@ -10,7 +10,7 @@ import httpx2
 import psutil
 import pytest
 
-from tests.integration.serving.conftest import serving, wait_for
+from tests.integration.serving.conftest import WAIT_SECONDS, serving, wait_for
 from tests.integration.serving.fake_engine import FakeEngine
 from tests.services import free_port
 
@@ -119,7 +119,7 @@ def test_a_response_in_progress_is_completed_before_the_gateway_stops(
     with run_gateway([{"name": "slow", "base_url": fake_engine.url}], tmp_path) as gateway:
         gateway.wait_until_ready()
         body = {"model": "slow", "stream": True}
-        with httpx2.stream("POST", gateway.url + CHAT, json=body, timeout=20) as response:
+        with httpx2.stream("POST", gateway.url + CHAT, json=body, timeout=WAIT_SECONDS) as response:
             chunks = response.iter_raw()
             next(chunks)
             gateway.process.terminate()

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.integration.serving.conftest import Server, gateway_over, wait_for
+from tests.integration.serving.conftest import WAIT_SECONDS, Server, gateway_over, wait_for
 from tests.integration.serving.fake_engine import FakeEngine
 
 
@@ -25,7 +25,7 @@ def gateway(fake_engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -
 
 def read_stream(gateway: Server, model: str) -> bytes:
     body = {"model": model, "input": "hello", "stream": True}
-    content: bytes = httpx2.post(f"{gateway.url}/v1/responses", json=body, timeout=20).content
+    content: bytes = httpx2.post(f"{gateway.url}/v1/responses", json=body, timeout=WAIT_SECONDS).content
     return content
 
 

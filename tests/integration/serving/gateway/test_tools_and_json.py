@@ -197,6 +197,7 @@ def test_without_parallel_calls_there_is_one(client: OpenAI) -> None:
         tool_choice="required",
         parallel_tool_calls=False,
         n=4,
+        seed=3,
         temperature=100,
     )
     assert [len(choice.message.tool_calls or []) for choice in completion.choices] == [1, 1, 1, 1]

@@ -66,8 +66,8 @@ def test_an_alias_without_a_deployment_counts_nothing() -> None:
 
 def test_an_attempt_that_another_target_takes_over_has_failed() -> None:
     fake_engine = FakeEngine()
-    gone = Target("deployment_gone", f"http://127.0.0.1:{free_port()}", "plain", share=0.999)
-    routes = RecordingRoutingTable(gone, Target("deployment_b", fake_engine.url, "plain", share=0.001))
+    gone = Target("deployment_gone", f"http://127.0.0.1:{free_port()}", "plain", share=1.0)
+    routes = RecordingRoutingTable(gone, Target("deployment_b", fake_engine.url, "plain", share=1e-12))
     with TestClient(mount(Gateway(routes))) as client:
         assert client.post("/v1/chat/completions", json={"model": "prod"}).status_code == 200
     fake_engine.close()

@@ -15,7 +15,7 @@ from sqlmodel import Session
 from app.storage.database import create_database_engine
 from app.tables import Deployment, DeploymentStatus
 from tests.conftest import ROOT
-from tests.integration.serving.conftest import Server, gateway_over
+from tests.integration.serving.conftest import READY_SECONDS, Server, gateway_over
 from tests.integration.serving.fake_engine import FakeEngine
 from trainers.configs import EngineKind, Queue
 
@@ -72,7 +72,7 @@ def api_server(folder: Path, fake_engine: FakeEngine, **variables: str) -> Itera
         yield Server(process, found[0], log)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(READY_SECONDS)
         process.stdout.close()
 
 

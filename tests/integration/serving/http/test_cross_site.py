@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
-import httpx2
 import pytest
 from aiohttp import web
 
 from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.openai_server.server import make_app
-from tests.integration.serving.conftest import ENVIRONMENT, Server, serving
+from tests.integration.serving.conftest import ENVIRONMENT, READY_SECONDS, Server, serving
 from tests.integration.serving.fake_engine import FakeEngine
 from tests.integration.serving.http.conftest import ALLOWED_ORIGIN, api_server
 from tests.integration.serving.http.raw_client import Response, exchange, parse, send
@@ -71,7 +70,7 @@ def test_a_page_of_another_origin_changes_nothing_in_the_api(api: Server, header
         send(api, "GET", "/docs", *headers),
     ]
     assert {(response.status, code(response)) for response in requests} == {(403, "cross_site_request")}
-    assert httpx2.get(f"{api.url}/api/v1/datasets").json()["items"] == []
+    assert api.get("/api/v1/datasets")[1]["items"] == []
 
 
 @pytest.mark.parametrize("headers", OWN.values(), ids=OWN)
@@ -112,7 +111,7 @@ def test_a_listed_origin_may_use_the_api_and_the_mounted_gateway(
 ) -> None:
     with api_server(tmp_path, fake_engine, TUNESMITH_ALLOWED_ORIGINS=f'["{ALLOWED_ORIGIN}"]') as server:
         body = {"name": "me", "scopes": ["admin"], "lock_service": True}
-        key = httpx2.post(f"{server.url}/api/v1/keys", json=body).json()["key"]
+        key = server.post("/api/v1/keys", body)[1]["key"]
         for path in (CHAT, "/api/v1/jobs"):
             check_cors(server, path, f"Authorization: Bearer {key}")
 
@@ -157,7 +156,7 @@ def test_a_setting_that_is_not_an_origin_is_refused(origin: str, tmp_path: Path)
     routes.write_text("[]")
     arguments = ["--routes", str(routes), "--allow-origin", origin]
     with serving(tmp_path / "log", "serving.gateway", *arguments) as server:
-        assert server.process.wait(20) == 2
+        assert server.process.wait(READY_SECONDS) == 2
     assert "is not an origin" in (tmp_path / "log").read_text()
 
 

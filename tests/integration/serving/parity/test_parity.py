@@ -169,7 +169,7 @@ def test_the_program_writes_its_report_and_exits_with_its_result(
     command = [sys.executable, "-m", "serving.parity", "--engine", "hf", "--address", modified.url]
     command += ["--base", str(tiny / "base"), "--adapter", str(tiny / "alpha")]
     command += ["--report", str(tmp_path / "parity.json")]
-    differs = subprocess.run([*command, "--name", "scale"], env=ENVIRONMENT, capture_output=True, timeout=60)
+    differs = subprocess.run([*command, "--name", "scale"], env=ENVIRONMENT, capture_output=True, timeout=240)
     assert differs.returncode == 1, differs.stderr
     assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
 
