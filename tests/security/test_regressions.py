@@ -24,6 +24,8 @@ def test_each_regression_replaces_something_that_exists() -> None:
                 plant(regression, patch)
 
 
+# Minutes on a busy machine.
+@pytest.mark.timeout(900)
 def test_each_planted_regression_is_noticed() -> None:
     command = [sys.executable, "-m", "tests.security.regression", *MODULES]
     done = subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True, check=False)

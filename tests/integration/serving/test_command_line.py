@@ -80,7 +80,7 @@ def test_every_row_gets_its_completion_in_order(tiny: Path, tmp_path: Path) -> N
 
 def test_a_stopped_batch_resumes(tiny: Path, tmp_path: Path) -> None:
     source, output = rows(tmp_path / "rows.jsonl", ["count"] * 240), tmp_path / "predictions.jsonl"
-    arguments = ["--model", tiny / "base", "--input", source, "--output", output, "--max-tokens", 12]
+    arguments = ["--model", tiny / "base", "--input", source, "--output", output, "--max-tokens", 24]
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) as first:
         wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 3)

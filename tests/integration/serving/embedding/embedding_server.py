@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def serve_model(folder: Path, name: str, pooling: Pooling | None = None) -> Iter
 
     runner = asyncio.run_coroutine_threadsafe(start(), events).result()
     server.loop.thread.start()
+    while not server.loop.healthy:
+        time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:

@@ -86,14 +86,14 @@ def test_the_last_adapter_can_be_unloaded_and_another_loaded(tiny: Path, tmp_pat
 
 def test_sigterm_lets_a_running_request_complete(tiny: Path, tmp_path: Path) -> None:
     with one_engine(tiny, tmp_path) as server:
-        body = LONG | {"max_tokens": 250, "stream": True, "stream_options": {"include_usage": True}}
+        body = LONG | {"max_tokens": 100, "stream": True, "stream_options": {"include_usage": True}}
         url = f"{server.url}/v1/completions"
         with httpx2.stream("POST", url, json=body, timeout=WAIT_SECONDS) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: ")
             server.process.send_signal(signal.SIGTERM)
             *_, usage, done = [line.removeprefix("data: ") for line in lines if line]
-        assert (done, json.loads(usage)["usage"]["completion_tokens"]) == ("[DONE]", 250)
+        assert (done, json.loads(usage)["usage"]["completion_tokens"]) == ("[DONE]", 100)
         assert server.process.wait(WAIT_SECONDS) == 0
 
 
@@ -137,7 +137,7 @@ def test_a_disconnected_client_stops_its_generation(engine: Server) -> None:
     # Four sequences, which take a minute to their end.
     with stream(engine, n=4) as connection:
         assert connection.recv(1000)
-        wait_for(lambda: engine.get("/health")[1]["running"] == 4)
+        wait_for(lambda: engine.get("/health")[1]["running"] >= 4)
     wait_for(lambda: engine.get("/health")[1]["running"] == 0, 20)
 
 
