@@ -36,7 +36,7 @@ def main(
     clients: Annotated[int, typer.Option(help="Jobs in progress at a time.")] = 6,
     drain_seconds: Annotated[
         float, typer.Option(help="Time after the last fault in which every job must finish.")
-    ] = 300,
+    ] = 900,
     json: Annotated[Path | None, typer.Option(help="File to which the report is written as JSON.")] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Folder to which the logs and the ledger are copied.")
