@@ -15,7 +15,7 @@ from tests.chaos.platforms import Platform
 
 TIMEOUT_SECONDS = 10
 POLL_SECONDS = 0.5
-START_SECONDS = 120
+START_SECONDS = 600
 RETURN_SECONDS = 180
 FINISHED = {"succeeded", "failed", "cancelled", "skipped"}
 STEPS = (10, 60)
