@@ -46,7 +46,8 @@ class _Sequence:
         with self._lock:
             # The highest random bit is left for the sums of one millisecond, which stay in it.
             number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(79)
-            if number >> 80 == self._last >> 80:
+            # The clock may also have been set back.
+            if number >> 80 <= self._last >> 80:
                 number = self._last + 1 + secrets.randbits(63)
             self._last = number
             return number

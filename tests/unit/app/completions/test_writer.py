@@ -16,8 +16,8 @@ class UnreadableAnswer:
 def test_an_unexpected_error_loses_its_answer_alone_and_is_an_incident() -> None:
     writer = AnswerWriter()
     answer: Any = UnreadableAnswer()
-    assert writer.submit(answer).result(10) is False
+    assert writer.submit(answer).result(60) is False
     assert any("storing answers" in problem and "RuntimeError" in problem for problem in list_problems())
     # The thread is alive: the next one is handled as well.
-    assert writer.submit(answer).result(10) is False
+    assert writer.submit(answer).result(60) is False
     writer.stop()
