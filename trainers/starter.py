@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
 from trainers.runtime.command_line import make_help, make_typer
+from trainers.runtime.events import RemainingTime
 from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
@@ -165,20 +166,20 @@ class _StepReport:
     def __init__(self, path: Path | None, total_steps: int) -> None:
         self._path = path
         self._total_steps = total_steps
-        self._started_at = time.monotonic()
+        self._remaining_time = RemainingTime(total_steps)
         self._written_at = 0.0
 
     def write(self, step: int, loss: float) -> None:
         """Report a step that is done; most calls do nothing."""
         now = time.monotonic()
-        remaining = (now - self._started_at) / step * (self._total_steps - step)
+        remaining = self._remaining_time.estimate(step, now)
         if step % 100 == 0:
-            text = "step %d of %d, loss %.3f, about %.0f s left"
-            logger.info(text, step, self._total_steps, loss, remaining)
+            left = "" if remaining is None else f", about {remaining:.0f} s left"
+            logger.info("step %d of %d, loss %.3f%s", step, self._total_steps, loss, left)
         is_due = now - self._written_at >= REPORT_SECONDS or step == self._total_steps
         if self._path is None or not is_due:
             return
-        values = {"step": step, "total_steps": self._total_steps, "remaining_seconds": round(remaining, 1)}
+        values = {"step": step, "total_steps": self._total_steps, "remaining_seconds": remaining}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(values), encoding="utf-8")
         temporary.replace(self._path)

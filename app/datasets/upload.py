@@ -111,7 +111,7 @@ def upload_name(upload: FormUpload) -> str:
     if len(name) > MAX_NAME_LENGTH or not re.match(PRINTABLE_PATTERN, name):
         message = (
             f"The name is invalid: it must have at most {MAX_NAME_LENGTH} characters, none of them a control "
-            "character."
+            "character or one that reorders the text beside it (U+202A to U+202E, U+2066 to U+2069)."
         )
         raise UnprocessableContent(
             message,

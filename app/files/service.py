@@ -1,5 +1,6 @@
 """Files with a purpose: the rows of one for training are a dataset, and of others the bytes are kept."""
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.storage.database import database_now, read_session, transaction
 from app.storage.opening import get_store
 from app.tables import FINISHED, Batch, Dataset, File, FilePurpose, Run
 from app.tables.base import new_id
+from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.data.conversion.csv_table import CsvOptions
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
@@ -49,9 +51,15 @@ def create_file(
     No session is open while the file is read and copied. `record` is called in the transaction that adds the
     row, and prevents it by an exception. Raises UnprocessableContent for its name.
     """
-    if len(file.name) > MAX_FILENAME or UNSTORABLE.search(file.name):
+    if (
+        len(file.name) > MAX_FILENAME
+        or UNSTORABLE.search(file.name)
+        or not re.fullmatch(PRINTABLE_PATTERN, file.name)
+    ):
         raise field_error(
-            "file", f"A file name has at most {MAX_FILENAME} characters, none of them NUL or a surrogate."
+            "file",
+            f"A file name has at most {MAX_FILENAME} characters, none of them a control character, a "
+            "surrogate or one that reorders the text beside it (U+202A to U+202E, U+2066 to U+2069). Rename the file.",
         )
     row = File(filename=file.name, purpose=purpose, size_bytes=file.path.stat().st_size)
     if expires_after_seconds is not None:

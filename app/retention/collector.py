@@ -19,7 +19,7 @@ from sqlmodel import col
 
 from app.retention import answers, checkpoints, events, files, garbage, host_files, open_uploads, records
 from app.retention.report import CollectionReport, Removal, RemovalCounts, count_stored
-from app.scheduling.periodic import repeat
+from app.scheduling.periodic import PeriodicThread, repeat
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import database_now, read_session, transaction
@@ -28,7 +28,9 @@ from app.storage.opening import get_store
 from app.tables import STORAGE_STATE_ID, StorageState
 from app.tables.base import new_id
 
-LEASE_SECONDS = 600.0
+# What a killed process leaves ends after this time; a live one renews it, whatever it is waiting for.
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 15.0
 MAX_TICK_SECONDS = 60.0
 # A collection on a host reads the size of every copy in its cache.
 MAX_HOST_SECONDS = 600.0
@@ -63,18 +65,25 @@ class StorageLease:
         """Renew the lease if it is due; raise CollectionInterrupted if it is lost or the process stops."""
         if self._is_stopping():
             raise CollectionInterrupted("the process stops")
-        if time.monotonic() - self._renewed_at < LEASE_SECONDS / 4:
+        if time.monotonic() - self._renewed_at < HEARTBEAT_SECONDS:
             return
         self._renewed_at = time.monotonic()
-        if not _update_state(col(StorageState.holder) == self.holder, lease_seconds=LEASE_SECONDS):
+        if not self.extend():
             raise CollectionInterrupted("another process holds the lease")
+
+    def extend(self) -> bool:
+        """Renew the lease; return whether this process still holds it."""
+        return _update_state(col(StorageState.holder) == self.holder, lease_seconds=LEASE_SECONDS)
 
 
 @contextmanager
 def hold_storage_lease(
     min_age_seconds: float = 0, is_stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[StorageLease | None]:
-    """Yield the lease, or None if another process holds it or a collection ended less than that ago."""
+    """Yield the lease, or None if another process holds it or a collection ended less than that ago.
+
+    A thread renews it, so that the time of one file of any size does not end it.
+    """
     lease = StorageLease(new_id("holder"), is_stopping)
     _ensure_state()
     is_free = or_(
@@ -87,9 +96,12 @@ def hold_storage_lease(
     if not _update_state(is_free & is_due, lease_seconds=LEASE_SECONDS, holder=lease.holder):
         yield None
         return
+    heartbeat = PeriodicThread("lease of the storage", lease.extend, HEARTBEAT_SECONDS)
+    heartbeat.start()
     try:
         yield lease
     finally:
+        heartbeat.stop()
         statement = update(StorageState).where(col(StorageState.holder) == lease.holder)
         with transaction() as session:
             session.execute(statement.values(holder=None, lease_expires_at=None))

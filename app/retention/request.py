@@ -10,6 +10,7 @@ from sqlmodel import Session, col
 
 from app.http.errors import Conflict
 from app.retention.collector import (
+    LEASE_SECONDS,
     CollectionInterrupted,
     ForeignStore,
     StorageLease,
@@ -34,7 +35,7 @@ def start_collection(
 ) -> tuple[RequestedCollectionView, Callable[[], None]]:
     """Take the lease of the store, and return the request with the function that collects in the background.
 
-    If the process ends before it has collected, the lease expires.
+    If the process ends before it has collected, the lease expires within a minute.
 
     Raises CollectionRunning.
     """
@@ -43,7 +44,8 @@ def start_collection(
     if lease is None:
         raise CollectionRunning(
             "Another process collects garbage or writes a backup, and only one can at a time.",
-            hint="Repeat the request when `collecting` of GET /api/v1/storage is false.",
+            hint="Repeat the request when `collecting` of GET /api/v1/storage is false. If that process was "
+            f"killed, this takes at most {LEASE_SECONDS:.0f} seconds.",
         )
     request = RequestedCollectionView(dry_run=dry_run, started_at=datetime.now(UTC))
     _record(lease, request)

@@ -1,5 +1,6 @@
 """The texts of the pages by language: `texts/<language>/<view>.yaml`, with the same keys in each language."""
 
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import cache
@@ -22,6 +23,10 @@ class Language(StrEnum):
 
 # Each language is listed under its own name.
 LANGUAGE_NAMES = {Language.en: "English", Language.ko: "한국어"}
+
+DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
+ISOLATES = re.compile("[\u2066-\u2069]")
+FIRST_STRONG_ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 
 Translate = Callable[..., str]
 
@@ -47,9 +52,17 @@ def translator(language: Language) -> Translate:
         text = texts[key]
         if isinstance(text, dict):
             text = text["one"] if values["n"] == 1 and "one" in text else text["other"]
-        return text.format(**values) if values else text
+        return text.format(**{name: isolate(value) for name, value in values.items()}) if values else text
 
     return translate
+
+
+def isolate(value: Any) -> Any:
+    """Return a value whose characters of direction, which old names may have, end with it."""
+    if not isinstance(value, str) or not DIRECTIONS.search(value):
+        return value
+    # What is isolated ends its embeddings and overrides, but an isolate of its own could end ours.
+    return f"{FIRST_STRONG_ISOLATE}{ISOLATES.sub('', value)}{POP_ISOLATE}"
 
 
 def has_text(language: Language, key: str) -> bool:

@@ -84,6 +84,17 @@ def count_ahead(session: Session, run: Run) -> int:
     return session.scalar(select(func.count()).select_from(ahead)) or 0
 
 
+def _describe_busy(queue: Queue, n_capable: int, workers: Sequence[Worker]) -> str:
+    n_serving = sum(queue in worker.queues for worker in workers)
+    if n_capable < n_serving:
+        which = "the only one" if n_capable == 1 else f"all {n_capable}"
+        verb = "is" if n_capable == 1 else "are"
+        return f"{which} of {n_serving} workers on queue {queue} that can take it {verb} busy"
+    if n_capable == 1:
+        return f"the only worker on queue {queue} is busy"
+    return f"all {n_capable} workers on queue {queue} are busy"
+
+
 def _explain_needs(runs: Sequence[Run], needs: Sequence[RunNeed]) -> str | None:
     if not needs:
         return None
@@ -130,10 +141,8 @@ def _explain_busy_workers(
     if most_free > 0:
         needs = f"it needs {n_needed} GPUs"
         busy = f"{needs}, and no worker on queue {run.queue} has more than {most_free} free"
-    elif n_capable == 1:
-        busy = f"the only worker on queue {run.queue} is busy"
     else:
-        busy = f"all {n_capable} workers on queue {run.queue} are busy"
+        busy = _describe_busy(run.queue, n_capable, capacity.workers)
     if n_ahead == 0:
         return f"This run is the next one; {busy}."
     runs = "1 run is" if n_ahead == 1 else f"{n_ahead}{more} runs are"

@@ -3,6 +3,8 @@
 Method: walk the OpenAPI document that the service publishes.
 """
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic import TypeAdapter
 
 from app.http.error_responses import ErrorResponse
 from app.http.response_examples import ERRORS, PATH, load_response_examples
+from app.openai_api.application import create_openai_app
 from tests.application import built_app
 
 
@@ -96,3 +99,39 @@ def test_null_stays_in_the_example_that_removes_a_limit(document: dict[str, Any]
 def test_examples_name_no_temporary_folder() -> None:
     text = PATH.read_text(encoding="utf-8")
     assert not any(folder in text for folder in ("/tmp/", "/home/", "/Users/", "/root/"))
+
+
+def test_every_name_in_a_request_is_text_that_cannot_reorder_what_is_beside_it() -> None:
+    names, checked = {"name", "filename", "suffix", "labels"}, 0
+    for described in (built_app().openapi(), create_openai_app().openapi()):
+        for where, schema in list_request_schemas(described):
+            for name in names & schema.get("properties", {}).keys():
+                patterns = re.findall(r'"pattern": "(.*?)"', json.dumps(schema["properties"][name]))
+                assert patterns or where == "CompletionRequest", f"{where}.{name} has no pattern"
+                matching = [each for each in patterns if re.fullmatch(json.loads(f'"{each}"'), "a\u202eb")]
+                assert matching == [], f"{where}.{name}"
+                checked += 1
+    assert checked > 20
+
+
+def list_request_schemas(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the schemas that bodies of requests can have, with their names."""
+    definitions, seen = described["components"]["schemas"], set()
+    waiting: list[tuple[str, Any]] = [
+        (path, operation["requestBody"])
+        for path, operations in described["paths"].items()
+        for operation in operations.values()
+        if "requestBody" in operation
+    ]
+    while waiting:
+        where, part = waiting.pop()
+        if isinstance(part, list):
+            waiting += [(where, each) for each in part]
+        elif isinstance(part, dict) and "$ref" in part:
+            name = part["$ref"].rpartition("/")[2]
+            if name not in seen:
+                seen.add(name)
+                waiting.append((name, definitions[name]))
+        elif isinstance(part, dict):
+            yield where, part
+            waiting += [(where, each) for key, each in part.items() if key not in ("example", "examples")]

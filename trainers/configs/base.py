@@ -29,8 +29,9 @@ MAX_COUNT = 10_000_000
 MAX_SECONDS = 366 * 24 * 3600.0
 MAX_BYTES = 1 << 60
 
-# Without control characters: a database may reject NUL, and a terminal executes escape sequences.
-PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
+# Without control characters, because a database may reject NUL and a terminal executes escape sequences; and
+# without line separators, embeddings, overrides and isolates, which reorder the text beside them.
+PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
 NonEmpty = Annotated[
     str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
 ]

@@ -15,6 +15,7 @@ def login(
     url: Annotated[
         str | None, typer.Argument(help="Address of the service. [default: TUNESMITH_URL]")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Store an address and an API key for this user, after a request with them has succeeded.
 
@@ -32,14 +33,22 @@ def login(
     with Client(address.url, key or "", retry_seconds=1) as client:
         caller = client.whoami()
     path = store_login(address.url, key)
+    if as_json:
+        stored = {"key_id": caller.key_id, "scopes": caller.scopes, "path": str(path)}
+        print_json({"url": address.url, **stored})
+        return
     who = f"the key {caller.key_id}" if caller.key_id else "no key, as on this machine"
     note(f"Logged in to {address.url} with {who} ({', '.join(caller.scopes)}). Stored in {path}.")
 
 
-def logout() -> None:
+def logout(as_json: JsonOption = False) -> None:
     """Forget the stored key of the service."""
     address = find_address()
-    note(f"The key of {address.url} is forgotten." if remove_login(address.url) else "No key was stored.")
+    is_removed = remove_login(address.url)
+    if as_json:
+        print_json({"url": address.url, "removed": is_removed})
+        return
+    note(f"The key of {address.url} is forgotten." if is_removed else "No key was stored.")
 
 
 def status(as_json: JsonOption = False) -> None:

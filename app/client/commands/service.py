@@ -16,7 +16,7 @@ import typer
 
 from app.client.address import URL_VARIABLE, find_address
 from app.client.api.errors import ClientError
-from app.client.commands.output import note, out
+from app.client.commands.output import JsonOption, note, out, print_json
 
 # The command, the module whose `main` runs it, and its help here.
 OPERATOR_COMMANDS = {
@@ -56,12 +56,11 @@ def add_operator_commands(cli: typer.Typer) -> None:
         command(_make_delegate(name, module))
 
 
-def up(
-    context: typer.Context,
-) -> None:
+def up(context: typer.Context, as_json: JsonOption = False) -> None:
     """Start the service on this machine: the API, the gateway and a worker. Ctrl-C stops it.
 
-    Options are those of `python -m app`, such as --port, --no-worker and --with-examples.
+    Other options are those of `python -m app`, such as --port, --no-worker and --with-examples. With --json,
+    the only output is one object with the address and the process, once the service is ready.
     """
     _require_service("up", "app.__main__")
     process = subprocess.Popen(
@@ -75,10 +74,14 @@ def up(
     for line in process.stdout:
         url = line.rpartition("http")[2].partition("/docs")[0].strip() if "/docs" in line else ""
         if not url:
-            print(line, end="", flush=True)  # noqa: T201 — what the service prints
+            # What the service prints; with JSON, the output is for a program.
+            print(line, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
             continue
         address = f"http{url}"
         _wait_until_ready(process, address)
+        if as_json:
+            print_json({"url": address, "pid": process.pid, "ready": process.poll() is None})
+            continue
         out().print(f"Tunesmith is ready at {address}")
         note(describe_next_commands(address))
     raise typer.Exit(process.wait())

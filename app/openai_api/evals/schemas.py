@@ -64,7 +64,7 @@ class StoredDataSource(OpenAIBody):
 class EvalCreate(OpenAIBody):
     """The definition of an evaluation."""
 
-    name: str = Field("", max_length=MAX_NAME, description="Name of the eval.")
+    name: str = Field("", max_length=MAX_NAME, pattern=PRINTABLE_PATTERN, description="Name of the eval.")
     data_source_config: Annotated[CustomDataSource | StoredDataSource, Field(discriminator="type")] = Field(
         description="What the items look like."
     )
@@ -77,7 +77,7 @@ class EvalCreate(OpenAIBody):
 class EvalUpdate(OpenAIBody):
     """What may change of an eval."""
 
-    name: str | None = Field(None, max_length=MAX_NAME, description="A new name.")
+    name: str | None = Field(None, max_length=MAX_NAME, pattern=PRINTABLE_PATTERN, description="A new name.")
     metadata: Metadata | None = Field(None, description="New metadata, in place of all that it had.")
 
 

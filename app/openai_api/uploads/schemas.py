@@ -11,6 +11,7 @@ from app.openai_api.files.schemas import CreatePurpose, ExpiresAfter, FileObject
 from app.openai_api.parameters import OpenAIBody
 from app.tables import FilePurpose, Upload, UploadPart
 from app.uploads.service import MAX_PARTS, is_expired
+from trainers.configs.base import PRINTABLE_PATTERN
 
 UploadId = Annotated[str, Field(max_length=64, description="Id of an upload, `upload_…`.")]
 PartId = Annotated[str, Field(max_length=64, description="Id of a part, `part_…`.")]
@@ -20,7 +21,9 @@ class UploadCreate(OpenAIBody):
     """A file to send in parts."""
 
     bytes: int = Field(ge=1, description="Size of the whole file.")
-    filename: str = Field(min_length=1, max_length=MAX_FILENAME, description="Name of the file.")
+    filename: str = Field(
+        min_length=1, max_length=MAX_FILENAME, pattern=PRINTABLE_PATTERN, description="Name of the file."
+    )
     mime_type: str = Field(min_length=1, max_length=255, description="Type of the content; it is not kept.")
     purpose: CreatePurpose = Field(description="What the file is for.")
     expires_after: ExpiresAfter | None = Field(None, description="When the file is deleted.")

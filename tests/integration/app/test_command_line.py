@@ -204,6 +204,10 @@ def test_a_login_is_stored_and_used(tunesmith: Run, url: str, monkeypatch: pytes
     monkeypatch.delenv("TUNESMITH_API_KEY")
     status: Any = json.loads(tunesmith("status", "--json")[1])
     assert status["url"] == url and status["caller"]["scopes"] == ["admin"]
+    again: Any = json.loads(tunesmith("login", url, "--json")[1])
+    assert again["url"] == url and again["scopes"] == ["admin"] and Path(again["path"]).is_file()
+    forgotten = [json.loads(tunesmith("logout", "--json")[1])["removed"] for _ in "ab"]
+    assert forgotten == [True, False]
 
 
 def test_the_commands_of_operators_are_reached_through_it(folder: Path, url: str) -> None:

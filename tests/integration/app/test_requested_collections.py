@@ -1,14 +1,20 @@
 """Collections that a person requests over HTTP: a dry run first, one at a time, and a result that stays."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
+from sqlmodel import col
 from starlette.testclient import TestClient
 
+from app.retention import collector
 from app.retention.collector import INSTALLATION_KEY, hold_storage_lease
 from app.settings import Settings
+from app.storage.database import database_now, read_session, transaction
 from app.storage.opening import get_store
+from app.tables import StorageState
 from tests.integration.app.stored_artifacts import (
     Make,
     add_checkpoint,
@@ -55,6 +61,24 @@ def test_only_one_process_collects_at_a_time(client: TestClient) -> None:
     assert refused.status_code == 409 and "collecting" in refused.json()["error"]["hint"]
     assert not client.get(URL).json()["collecting"]
     assert request(client)["error"] is None
+
+
+@on_sqlite
+def test_a_live_process_keeps_its_lease_and_a_killed_one_loses_it_within_a_minute(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "HEARTBEAT_SECONDS", 0.02)
+    with hold_storage_lease():
+        with transaction() as session:
+            session.execute(update(StorageState).values(lease_expires_at=database_now(-1)))
+        deadline = time.monotonic() + 10
+        while not client.get(URL).json()["collecting"]:
+            assert time.monotonic() < deadline, "the lease was not renewed"
+        with read_session() as session:
+            is_short = col(StorageState.lease_expires_at) <= database_now(60)
+            assert session.scalar(select(col(StorageState.id)).where(is_short)) is not None
+        refused = client.post(f"{URL}/collections", json={}).json()["error"]
+    assert "killed, this takes at most 60 seconds" in refused["hint"]
 
 
 @on_sqlite

@@ -32,6 +32,20 @@ def test_a_body_with_text_that_cannot_be_stored_is_refused(client: TestClient, f
     assert response.json()["error"]["fields"][0]["field"].startswith(field.partition("TEXT")[0])
 
 
+@pytest.mark.parametrize("character", ["\u202e", "\u2066", "\u2028", "\x9b"])
+def test_a_name_that_would_reorder_the_text_beside_it_is_refused(client: TestClient, character: str) -> None:
+    name = f"a{character}b"
+    stage = {"stage": "sft", "base": "org/base", "dataset": "rows"}
+    responses = [
+        client.post("/api/v1/jobs", json={"name": name, "stages": [stage]}),
+        client.post("/api/v1/keys", json={"name": name, "scopes": ["read"]}),
+        client.post("/api/v1/datasets", data={"name": name}, files={"file": ("rows.jsonl", b"{}")}),
+    ]
+    for response in responses:
+        [field] = response.json()["error"]["fields"]
+        assert (response.status_code, field["field"]) == (422, "name") and "U+202E" in field["message"]
+
+
 def test_a_surrogate_pair_is_one_character_and_accepted(client: TestClient) -> None:
     content = b'{"name": "\\ud83d\\ude00", "scopes": ["admin"], "lock_service": true}'
     response = client.post("/api/v1/keys", content=content, headers={"content-type": "application/json"})

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from app.storage.database import transaction
 from app.tables import Run, RunStatus, Worker
-from trainers.configs import Queue
+from trainers.configs import Queue, StageKind
 
 Make = Callable[..., Any]
 GPUS = [{"name": "NVIDIA H200", "uuid": f"GPU-{n}", "memory_bytes": 141 << 30} for n in range(8)]
@@ -58,6 +58,17 @@ def test_waiting_runs_are_in_the_order_of_their_start_with_the_reasons_of_their_
     assert shown[0]["waiting_for"] == "This run is the next one; the only worker on queue cpu is busy."
     for run in shown:
         assert client.get(f"/api/v1/runs/{run['id']}").json()["waiting_for"] == run["waiting_for"]
+
+
+def test_a_busy_worker_is_not_called_the_only_one_of_a_queue_with_several(
+    client: TestClient, make_worker: Make, make_job: Make
+) -> None:
+    make_worker(slots={"cpu": 0})
+    make_worker(stages=[StageKind.gate])
+    (run,) = make_job(RunStatus.queued)
+    reason = client.get(f"/api/v1/runs/{run.id}").json()["waiting_for"]
+    busy = "the only one of 2 workers on queue cpu that can take it is busy"
+    assert reason == f"This run is the next one; {busy}."
 
 
 def test_each_waiting_run_is_on_one_page(client: TestClient, make_worker: Make, make_job: Make) -> None:

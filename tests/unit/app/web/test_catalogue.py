@@ -87,6 +87,12 @@ def test_plurals_have_the_forms_of_their_language() -> None:
     assert translator(Language.ko)("jobs.warnings", n=1) == "경고 1건"
 
 
+def test_a_name_in_a_sentence_does_not_reorder_the_rest_of_it() -> None:
+    shown = translator(Language.en)("aliases.promotion_to", name="a\u202e\u2069b")
+    assert shown == "Promotion to \u2068a\u202eb\u2069"
+    assert translator(Language.en)("aliases.promotion_to", name="한국어") == "Promotion to 한국어"
+
+
 def test_vendored_files_are_those_of_their_packages() -> None:
     files = load_files()
     assert {name: hashlib.sha256(files[name].content).hexdigest() for name in VENDORED} == VENDORED
