@@ -59,7 +59,8 @@ def create_file(
         raise field_error(
             "file",
             f"A file name has at most {MAX_FILENAME} characters, none of them a control character, a "
-            "surrogate or one that reorders the text beside it (U+202A to U+202E, U+2066 to U+2069). Rename the file.",
+            "surrogate or one that reorders the text beside it (U+202A to U+202E, U+2066 to U+2069). "
+            "Rename the file.",
         )
     row = File(filename=file.name, purpose=purpose, size_bytes=file.path.stat().st_size)
     if expires_after_seconds is not None:

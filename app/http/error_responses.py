@@ -33,7 +33,7 @@ VALIDATION_MESSAGES = {
 }
 PATTERN_MESSAGES = {
     PRINTABLE_PATTERN: "It must not contain control characters, line separators, or characters that reorder "
-    "the text beside them (U+202A to U+202E, U+2066 to U+2069): remove them, or type it instead of pasting it",
+    "the text beside them (U+202A to U+202E, U+2066 to U+2069): remove them, or type the text by hand",
     NAME_PATTERN: "A name has at most 63 lower-case letters, digits, `_` and `-`, and begins with one of the "
     "first two",
 }
