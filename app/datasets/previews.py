@@ -20,6 +20,7 @@ from app.models.templates import check_template
 from app.settings import Settings
 from app.tables import Job, Run, RunStatus
 from trainers.configs import PrepareConfig, StageKind
+from trainers.configs.base import UNPRINTABLE
 
 # Runs that are compared with the dataset, from the newest; each is one short row.
 MAX_CONSIDERED = 50
@@ -79,7 +80,9 @@ def create_preview(
         rows=body.rows,
         max_length=body.max_length,
     )
-    spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
+    # Older names may have characters that those of jobs may not have.
+    name = f"preview of {UNPRINTABLE.sub('', dataset.name)}"[:200]
+    spec = JobCreate(name=name, priority=100, queue=body.queue, stages=[stage])
     job, _ = jobs.create_job(session, settings, spec, created_by, None)
     return job
 

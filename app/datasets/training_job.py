@@ -9,6 +9,7 @@ from app.jobs.examples import ARITHMETIC_JOB
 from app.models.starter import STARTER
 from app.storage.manifest import ArtifactCorrupt
 from app.tables import Dataset
+from trainers.configs.base import UNPRINTABLE
 from trainers.data.formats import RowFormat
 
 # Rows that are held out. A tenth of few rows decides nothing.
@@ -65,7 +66,7 @@ def plan_goal(goal: JobGoal, dataset: Dataset | None, reference: str | None) -> 
     if goal is JobGoal.serve:
         deploy = {"stage": "deploy", "model": {"stage": kind}, "deployment": _name_deployment(dataset.name)}
         stages.append(deploy)
-    return {"name": dataset.name, "stages": stages}
+    return {"name": UNPRINTABLE.sub("", dataset.name) or "my-job", "stages": stages}
 
 
 def _choose_metrics(dataset_id: str) -> list[str]:

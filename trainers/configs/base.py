@@ -1,5 +1,6 @@
 """Base classes, references and queues that the configs of all stages share."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -31,7 +32,9 @@ MAX_BYTES = 1 << 60
 
 # Without control characters, because a database may reject NUL and a terminal executes escape sequences; and
 # without line separators, embeddings, overrides and isolates, which reorder the text beside them.
-PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
+_UNPRINTABLE_RANGES = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+PRINTABLE_PATTERN = rf"^[^{_UNPRINTABLE_RANGES}]*$"
+UNPRINTABLE = re.compile(f"[{_UNPRINTABLE_RANGES}]")
 NonEmpty = Annotated[
     str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
 ]

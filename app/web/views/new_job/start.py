@@ -16,6 +16,7 @@ from app.storage.database import read_session
 from app.tables import Dataset
 from app.web.url_state import encode_query
 from app.web.views.new_job.draft import Spec
+from trainers.configs.base import UNPRINTABLE
 
 MAX_SUGGESTIONS = 50
 
@@ -80,7 +81,12 @@ def _find_dataset(session: Session, dataset_id: str | None) -> Dataset | None:
 
 
 def name_dataset(session: Session, dataset: Dataset) -> str:
-    """Return the name of a dataset if jobs find it by that, and its id if a newer one has the same name."""
+    """Return the name of a dataset if jobs find it by that, and its id if a newer one has the same name.
+
+    An older name may have characters that no reference may have.
+    """
+    if UNPRINTABLE.search(dataset.name):
+        return dataset.id
     newest, _ = datasets.list_datasets(session, PageQuery(limit=1), dataset.name)
     return dataset.name if newest and newest[0].id == dataset.id else dataset.id
 
@@ -89,4 +95,6 @@ def suggest_datasets(session: Session) -> Sequence[str]:
     """Return the names of the newest datasets that jobs can use."""
     query = PageQuery(limit=MAX_SUGGESTIONS)
     newest, _ = datasets.list_datasets(session, query, with_preflights=False)
-    return list(dict.fromkeys(each.name for each in newest if each.trainable))
+    return list(
+        dict.fromkeys(each.name for each in newest if each.trainable and not UNPRINTABLE.search(each.name))
+    )

@@ -304,3 +304,13 @@ def test_a_reference_to_a_stage_is_written_without_json(browser: Browser) -> Non
 def test_what_the_form_shows_of_a_reference_is_what_it_reads(value: Any) -> None:
     inputs = {"r:stages.0.dataset": [show_value(InputKind.reference, value)]}
     assert apply_inputs({"stages": [{"stage": "sft"}]}, inputs)["stages"][0]["dataset"] == value
+
+
+def test_a_dataset_with_an_old_name_that_reorders_text_is_named_by_its_id(
+    browser: Browser, make_dataset: Callable[..., Dataset]
+) -> None:
+    dataset = make_dataset("rows\u202egnp")
+    spec = shown_spec(browser.get("/jobs/new").text)
+    assert spec["stages"][0]["dataset"] == dataset.id
+    preview = browser.client.post(f"/api/v1/datasets/{dataset.id}/previews", json={"model": "org/base"})
+    assert preview.status_code == 202, preview.text
