@@ -16,6 +16,8 @@ from tests.shared_data import REAL, SharedData, real_data, write_stand_in
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# As a worker sets it: TRL imports MLflow where it is installed, which takes almost a second.
+OFFLINE["DISABLE_MLFLOW_INTEGRATION"] = "TRUE"
 
 os.environ.update(OFFLINE)  # Before transformers is imported, so that no test uses the network.
 os.environ["TUNESMITH_WARM_START"] = "false"  # Only the tests of warm starts need the process.

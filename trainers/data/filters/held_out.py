@@ -1,6 +1,6 @@
 """Filter of rows whose prompt occurs in a held-out dataset, exactly or nearly.
 
-datasketch imports scipy, so only programs import this module.
+datasketch imports scipy, so only programs use this module.
 """
 
 from collections.abc import Iterator, Sequence

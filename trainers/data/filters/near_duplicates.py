@@ -5,20 +5,21 @@ Jaccard index of their shingles, estimated from 128 hashes: its standard error i
 characters suit both English and Korean, whose words are inflected. Texts that differ only in a number are
 very similar, so use a threshold near 1, or exact duplicates alone, for word problems.
 
-datasketch imports scipy, so only programs import this module.
+datasketch is imported with the first index, for it imports scipy and a client of Redis.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
-
-from datasketch import MinHash, MinHashLSH
 
 from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.filters.row_filters import NumberedRows
 from trainers.data.fingerprint import row_text
 from trainers.data.formats import Row, RowFormat
 from trainers.data.texts.folding import fold_text
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 SHINGLE_CHARACTERS: Final = 5
 HASHES: Final = 128
@@ -34,6 +35,9 @@ class NearDuplicateIndex:
     def __init__(self, threshold: float = 0.8, max_remembered: int = MAX_REMEMBERED_TEXTS) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"The similarity threshold is {threshold}: it must be above 0 and at most 1.")
+        # It imports scipy and a client of Redis: a third of the start of `evaluate`, which often needs none.
+        from datasketch import MinHash, MinHashLSH
+
         self.threshold = threshold
         self._left = max_remembered
         self._empty = MinHash(num_perm=HASHES, hashfunc=crc32)
@@ -55,17 +59,17 @@ class NearDuplicateIndex:
         found = self._similar(sketch)
         return found, not found and self._insert(number, sketch)
 
-    def _sketch(self, text: str) -> MinHash:
+    def _sketch(self, text: str) -> "MinHash":
         sketch = self._empty.copy()
         sketch.update_batch([shingle.encode() for shingle in shingles(text)])
         return sketch
 
-    def _similar(self, sketch: MinHash) -> list[tuple[int, float]]:
+    def _similar(self, sketch: "MinHash") -> list[tuple[int, float]]:
         candidates = sorted(self._index.query(sketch))
         compared = [(number, float(sketch.jaccard(self._sketches[number]))) for number in candidates]
         return [(number, similarity) for number, similarity in compared if similarity >= self.threshold]
 
-    def _insert(self, number: int, sketch: MinHash) -> bool:
+    def _insert(self, number: int, sketch: "MinHash") -> bool:
         if not self._left:
             return False
         self._left -= 1
