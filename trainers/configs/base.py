@@ -94,8 +94,7 @@ class Config(BaseModel):
     """
 
     # A config is passed on as JSON, which cannot represent infinity.
-    # Most processes need few of the hundreds of classes: each is built when it is first used.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
