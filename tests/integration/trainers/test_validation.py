@@ -28,14 +28,17 @@ def stage(short_lora: Stage) -> Stage:
 
 @pytest.fixture
 def validated(stage: Stage, held_out_rows: str, write_rows: Write) -> Stage:
-    """Return a stage with so few rows that the validation loss falls and then rises."""
+    """Return a stage whose first validation is the best by far, whatever the rounding of the CPU.
+
+    With a rate that ends near a minimum, the best step depends on the last digits of the losses.
+    """
     return stage | {
         "dataset": write_rows([dict(row) for row in generate_problems(8, ProblemSplit.train, seed=5)]),
         "validation_dataset": held_out_rows,
         "validate_every_steps": 2,
         "save_every_steps": 3,
         "max_steps": 24,
-        "learning_rate": 0.05,
+        "learning_rate": 0.03,
         "schedule": "constant",
         "max_validation_rows": 16,
     }
@@ -46,7 +49,7 @@ def test_the_model_of_the_lowest_validation_loss_is_published(validated: Stage, 
     assert result is not None
     seen = _validation_losses(tmp_path)
     best = best_step(seen)
-    assert best is not None and best < 24
+    assert best is not None and best < 24 and seen[24] > seen[best] + 0.1
     assert (result["metrics"]["best_step"], result["metrics"]["best_validation_loss"]) == (best, seen[best])
     again = run_stage(validated | {"max_steps": best, "keep_best": False}, tmp_path / "again")
     assert again is not None
