@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from aiohttp import web
 
 from serving.engines.embedding.server import prepare_embeddings
-from tests.services import free_port
 from trainers.configs.engines import EngineOptions, Pooling
 
 
@@ -24,20 +24,21 @@ def serve_model(folder: Path, name: str, pooling: Pooling | None = None) -> Iter
     events = asyncio.new_event_loop()
     thread = threading.Thread(target=events.run_forever)
     thread.start()
-    port = free_port()
 
     async def start() -> web.AppRunner:
         runner = web.AppRunner(
             server.make_app("127.0.0.1"), handler_cancellation=True, access_log=None, auto_decompress=False
         )
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
     runner = asyncio.run_coroutine_threadsafe(start(), events).result()
     server.loop.thread.start()
+    while not server.loop.healthy:
+        time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         server.loop.stop()
         server.loop.thread.join()
