@@ -5,6 +5,7 @@
 """
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from app.settings import get_settings
 from app.storage.database import get_engine
 from app.storage.opening import get_store
 from app.tables import Run
+from tests.conftest import make_once
 from tests.e2e.platform import Platform, kill
 from tests.integration.app.web import seeded_jobs, seeded_models, seeded_results
 from tests.services import fail_or_skip
@@ -170,9 +172,14 @@ def shared_settings(platform: Platform) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Run]]]:
     """Return a seeded installation, which each module copies: to fill it takes longer than to start it."""
-    folder = tmp_path_factory.mktemp("seeded") / "data"
-    folder.mkdir()
-    return folder, seed(folder)
+
+    def make(folder: Path) -> None:
+        data = folder / "data"
+        data.mkdir(parents=True)
+        (folder / "runs.pickle").write_bytes(pickle.dumps(seed(data)))
+
+    folder = make_once(tmp_path_factory, "seeded", make)
+    return folder / "data", pickle.loads((folder / "runs.pickle").read_bytes())
 
 
 @pytest.fixture(scope="module")
