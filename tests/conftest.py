@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from tests import services
 from tests.shared_data import REAL, SharedData, real_data, write_stand_in
@@ -24,6 +26,8 @@ os.environ["TUNESMITH_WARM_START"] = "false"  # Only the tests of warm starts ne
 # Images of containers often set it. Then each of the hundreds of processes would compile our modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Hypothesis takes constants from all modules that the process has loaded: examples would depend on the tests before.
+providers._get_local_constants = Constants
 # Hundreds of programs start faster with the `sitecustomize` of this folder.
 PYTHON_PATHS = str(ROOT / "tests" / "startup"), os.environ.get("PYTHONPATH")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, PYTHON_PATHS))
