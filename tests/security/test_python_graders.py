@@ -225,6 +225,24 @@ def test_a_host_without_bubblewrap_refuses(monkeypatch: pytest.MonkeyPatch, tmp_
         sandbox.find_sandbox_fault.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [("#!/bin/sh\nexec /bin/sleep 60\n", "did not create a sandbox within 0.2 s"), ("no program", "be started: ")],
+)
+def test_a_bubblewrap_that_hangs_or_cannot_be_executed_is_a_fault_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, fault: str
+) -> None:
+    (tmp_path / "bwrap").write_text(program)
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sandbox, "PROBE_SECONDS", 0.2)
+    sandbox.find_sandbox_fault.cache_clear()
+    try:
+        assert fault in str(sandbox.find_sandbox_fault())
+    finally:
+        sandbox.find_sandbox_fault.cache_clear()
+
+
 def test_a_host_that_forbids_user_namespaces_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from trainers.runtime.errors import ConfigInvalid, ProgramError
 ALLOWED_VARIABLE: Final = "TUNESMITH_PYTHON_GRADERS"
 SECONDS_VARIABLE: Final = "TUNESMITH_PYTHON_GRADER_SECONDS"
 DEFAULT_SECONDS: Final = 60.0
+PROBE_SECONDS: Final = 30.0
 # OpenAI's limit of memory; its disk of 1 GB is memory here.
 MEMORY_BYTES: Final = 2 << 30
 TMP_BYTES: Final = 64 << 20
@@ -69,7 +70,12 @@ def find_sandbox_fault() -> str | None:
         return f"the sandbox needs Linux on x86_64 or aarch64, not {sys.platform} on {os.uname().machine}."
     if shutil.which("bwrap") is None:
         return "bubblewrap (`bwrap`) is not installed."
-    output, errors, status = _run(_PROBE, {"sample": {}, "item": {}}, seconds=30)
+    try:
+        output, errors, status = _run(_PROBE, {"sample": {}, "item": {}}, PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"bubblewrap did not create a sandbox within {PROBE_SECONDS:g} s."
+    except OSError as error:
+        return f"bubblewrap cannot be started: {error}"
     if status == 0 and output.startswith("{"):
         return None
     reason = errors.strip().splitlines()[-1:] or [f"exit status {status}"]
