@@ -227,7 +227,10 @@ def test_a_host_without_bubblewrap_refuses(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize(
     ("program", "fault"),
-    [("#!/bin/sh\nexec /bin/sleep 60\n", "did not create a sandbox within 0.2 s"), ("no program", "be started: ")],
+    [
+        ("#!/bin/sh\nexec /bin/sleep 60\n", "did not create a sandbox within 0.2 s"),
+        ("no program", "be started: "),
+    ],
 )
 def test_a_bubblewrap_that_hangs_or_cannot_be_executed_is_a_fault_of_the_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, fault: str

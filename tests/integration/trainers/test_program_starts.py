@@ -24,7 +24,7 @@ def import_packages(program: str) -> set[str]:
 @pytest.mark.parametrize(
     ("program", "unused"),
     [
-        ("trainers.grpo", {"bitsandbytes", "wandb", "mlflow", "datasketch", "matplotlib", "torchvision"}),
+        ("trainers.grpo", {"mlflow", "datasketch", "matplotlib", "torchvision"}),
         ("trainers.evaluate", OF_MODELS | {"datasketch", "redis", "pandas"}),
         ("trainers.generate", OF_MODELS | {"numpy", "scipy", "sqlalchemy", "fastapi"}),
         ("workers", OF_MODELS | {"numpy", "scipy", "pandas", "matplotlib", "boto3"}),
