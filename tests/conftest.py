@@ -26,7 +26,7 @@ os.environ["TUNESMITH_WARM_START"] = "false"  # Only the tests of warm starts ne
 # Images of containers often set it. Then each of the hundreds of processes would compile our modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# Hypothesis draws constants of the modules that the process has loaded: the tests before would change examples.
+# Hypothesis draws constants of all loaded modules: examples would depend on the tests before them.
 providers._get_local_constants = Constants
 # Hundreds of programs start faster with the `sitecustomize` of this folder.
 PYTHON_PATHS = str(ROOT / "tests" / "startup"), os.environ.get("PYTHONPATH")
