@@ -97,6 +97,12 @@ WORKER_CREDENTIAL_SECRETS = {
     "settings": {"TUNESMITH_LEASE_SECONDS": "60"},
     "notices": [],
 }
+# 21 requests without a failure show that at most a fifth fails.
+PROMOTION = {
+    "steps": [{"share": 0.5}, {"share": 1}],
+    "conditions": {"max_error_rate": 0.2},
+    **{"min_seconds": 1, "min_requests": 10},
+}
 MAX_ITEMS = 2
 MAX_LINES = 4
 TIMEOUT_SECONDS = 300
@@ -253,8 +259,24 @@ class _Recorder:
         record["list_routes"] = self._get("/routes")
         record["roll_back_alias"] = self._post("/aliases/solver/rollback", {})
         record["list_alias_versions"] = self._get("/aliases/solver/history")
-        record["list_promotions"] = self._get("/aliases/solver/promotions")
+        self._record_promotion(model_id)
         record["stop_deployment"] = self._post(f"{path}/stop?force=true")
+
+    def _record_promotion(self, model_id: str) -> None:
+        """Record a promotion in its second step; its job is cancelled."""
+        following = self._post("/deployments", {"name": "maths-next", "model": model_id})["id"]
+        _await_deployment(self._client, following)
+        stage = {"stage": "promote", "alias": "solver", "deployment": "maths-next", **PROMOTION}
+        job_id = self._post("/jobs", {"name": "promotion", "stages": [stage]})["id"]
+        chat = {"model": "solver", "messages": _chat("1 + 1 = ?", "")[:1], "max_tokens": 4}
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not _is_in_second_step(promotions := self._get("/aliases/solver/promotions")):
+            assert time.monotonic() < deadline, f"the promotion is not in its second step: {promotions}"
+            check_response(self._client.post("/v1/chat/completions", json=chat))
+        self.recorded["list_promotions"] = promotions
+        self._post(f"/jobs/{job_id}/cancel")
+        _await_job(self._client, job_id)
+        self._post(f"/deployments/{following}/stop?force=true")
 
     def _record_webhooks(self) -> None:
         """Record a webhook whose receiver is a server of this machine that never saw a webhook."""
@@ -424,6 +446,10 @@ def _await_deployment(client: httpx2.Client, deployment_id: str) -> Any:
             return _shorten(deployment)
         time.sleep(0.5)
     raise SystemExit(f"{deployment_id} did not become ready.")
+
+
+def _is_in_second_step(promotions: dict[str, Any]) -> bool:
+    return any(item["steps"][1]["conditions"] for item in promotions["items"])
 
 
 def _shorten(value: Any) -> Any:

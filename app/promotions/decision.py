@@ -206,4 +206,5 @@ def _compare(limits: tuple[float, float], bound: float, events: int) -> Conditio
 
 
 def _describe(limits: tuple[float, float]) -> str:
-    return f" (95 % limits {limits[0]:.3g} to {limits[1]:.3g})"
+    lower, upper = (round(limit, 4) for limit in limits)
+    return f" (95 % limits {lower:.3g} to {upper:.3g})"

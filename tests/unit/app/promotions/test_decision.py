@@ -75,3 +75,5 @@ def test_the_message_has_value_bound_and_count() -> None:
     [assessment] = assess(PromotionConditions(max_error_rate=0.05), served(10, 10), NONE)
     assert assessment.state is ConditionState.violated and (assessment.value, assessment.n) == (0.5, 20)
     assert "10 of 20 requests failed (95 % limits" in assessment.message and "0.05" in assessment.message
+    [assessment] = assess(PromotionConditions(max_error_rate=0.05), served(118, 1), NONE)
+    assert "1 of 119 requests failed (95 % limits 0 to 0.0622)" in assessment.message
