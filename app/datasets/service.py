@@ -8,8 +8,8 @@ from sqlalchemy import func, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
+from app.datasets.form import UploadedFile
 from app.datasets.schemas import DatasetRowView, DatasetView, summary_view
-from app.datasets.upload import UploadedFile
 from app.downloads.response import Download
 from app.downloads.stored_files import read_stored
 from app.http.errors import InUse, NotFound

@@ -5,17 +5,18 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
+from app.datasets.form import FormReader, UploadedFile
 from app.datasets.schemas import MAX_NAME_LENGTH
 from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE_PATTERN
@@ -25,7 +26,6 @@ from trainers.runtime.verified_files import hash_file
 
 # Allowance for the boundaries, headers and other fields of the form.
 FORM_OVERHEAD_BYTES = 64 << 10
-MAX_FIELD_BYTES = 4 << 10
 MAX_PARTS = 16
 TChoice = TypeVar("TChoice", bound=StrEnum)
 
@@ -37,20 +37,12 @@ class NotMultipart(HttpError):
     code = ErrorCode.not_multipart
 
 
-@dataclass(frozen=True)
-class UploadedFile:
-    """A file of the form on disk, and the name that the client gave it."""
-
-    path: Path
-    name: str
-
-
 @dataclass
 class FormUpload:
     """The files of the form field `file`, and the form's other fields."""
 
-    files: list[UploadedFile] = field(default_factory=list)
-    fields: dict[str, str] = field(default_factory=dict)
+    files: list[UploadedFile]
+    fields: dict[str, str]
 
     def hash_content(self) -> str:
         """Return the SHA-256 of what the form contains, in which its boundary has no part."""
@@ -76,8 +68,19 @@ async def receive_upload(
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or b"boundary" not in options:
         raise NotMultipart("The body is not multipart/form-data.", hint=_send_hint(field_name))
-    upload = FormUpload()
-    parser = _make_parser(upload, options[b"boundary"], folder, max_parts, field_name)
+    with closing(FormReader(options[b"boundary"], folder, max_parts)) as reader:
+        await _read_form(request, reader, max_bytes, field_name)
+    files = [file for name, file in reader.files if name == field_name]
+    if not files:
+        raise UnprocessableContent(
+            "The form contains no file.",
+            hint=_send_hint(field_name),
+            fields=[{"field": field_name, "message": "A file is required."}],
+        )
+    return FormUpload(files, reader.fields)
+
+
+async def _read_form(request: Request, reader: FormReader, max_bytes: int, field_name: str) -> None:
     received_bytes = 0
     async for chunk in request.stream():
         received_bytes += len(chunk)
@@ -90,15 +93,8 @@ async def receive_upload(
                 else "Send smaller parts.",
                 fields=[{"field": field_name, "message": "It is too large."}],
             )
-        await run_in_threadpool(_feed, parser, chunk)
-    await run_in_threadpool(_feed, parser, None)
-    if not upload.files:
-        raise UnprocessableContent(
-            "The form contains no file.",
-            hint=_send_hint(field_name),
-            fields=[{"field": field_name, "message": "A file is required."}],
-        )
-    return upload
+        await run_in_threadpool(_feed, reader, chunk)
+    await run_in_threadpool(_feed, reader, None)
 
 
 def _send_hint(field_name: str) -> str:
@@ -141,49 +137,10 @@ def _read_choice(upload: FormUpload, name: str, choices: type[TChoice]) -> TChoi
         raise UnprocessableContent(message, hint=hint, fields=fields) from None
 
 
-def _make_parser(
-    upload: FormUpload, boundary: bytes, folder: Path, max_parts: int, field_name: str
-) -> FormParser:
-    n_parts = 0
-
-    def count_part() -> None:
-        # The parser itself bounds the parts of URL-encoded forms only.
-        nonlocal n_parts
-        n_parts += 1
-        if n_parts > max_parts:
-            raise FormParserError(f"it has more than {max_parts} parts")
-
-    def on_field(part: Field) -> None:
-        count_part()
-        name = (part.field_name or b"").decode("utf-8", "replace")
-        upload.fields[name] = (part.value or b"").decode("utf-8", "replace")
-
-    def on_file(part: File) -> None:
-        part.flush_to_disk() if part.in_memory else part.file_object.flush()
-        part.close()
-        count_part()
-        if part.field_name == field_name.encode():
-            assert part.actual_file_name is not None
-            name = (part.file_name or b"").decode("utf-8", "replace")
-            upload.files.append(UploadedFile(Path(part.actual_file_name.decode()), name))
-
-    config: dict[Any, Any] = {
-        "UPLOAD_DIR": str(folder),
-        "UPLOAD_DELETE_TMP": False,
-        "MAX_MEMORY_FILE_SIZE": 1 << 20,
-        "MAX_FIELD_SIZE": MAX_FIELD_BYTES,
-    }
-    return FormParser("multipart/form-data", on_field, on_file, boundary=boundary, config=config)
-
-
-def _feed(parser: FormParser, chunk: bytes | None) -> None:
-    """Pass a chunk to the parser; None ends the form."""
+def _feed(reader: FormReader, chunk: bytes | None) -> None:
+    """Pass a chunk to the reader; None ends the form."""
     try:
-        if chunk is None:
-            parser.finalize()
-            parser.close()
-        else:
-            parser.write(chunk)
+        reader.finish() if chunk is None else reader.feed(chunk)
     except FormParserError as error:
         raise UnprocessableContent(
             f"The form is not valid multipart/form-data: {error}.", hint="Upload the file again."

@@ -9,7 +9,7 @@ from sqlalchemy import Select, delete, or_, select
 from sqlmodel import Session, col
 
 from app.datasets import service as datasets
-from app.datasets.upload import UploadedFile
+from app.datasets.form import UploadedFile
 from app.downloads.response import Download
 from app.downloads.stored_files import read_stored
 from app.http.errors import InUse, NotFound, field_error

@@ -13,8 +13,9 @@ from typing import Any
 
 from sqlmodel import Session
 
+from app.datasets.form import UploadedFile
 from app.datasets.schemas import MAX_NAME_LENGTH
-from app.datasets.upload import FormUpload, UploadedFile, upload_name
+from app.datasets.upload import FormUpload, upload_name
 from app.http.documents.multipart import multipart_form
 from app.http.errors import UnprocessableContent, field_error
 from app.models import references

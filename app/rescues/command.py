@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.datasets import service as datasets
-from app.datasets.upload import UploadedFile
+from app.datasets.form import UploadedFile
 from app.evaluations import rows, service, stored_files
 from app.evaluations.schemas import ReportFormat, RowFilter
 from app.http.errors import HttpError

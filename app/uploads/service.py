@@ -9,7 +9,8 @@ from pathlib import Path
 from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
-from app.datasets.upload import UploadedFile, upload_folder
+from app.datasets.form import UploadedFile
+from app.datasets.upload import upload_folder
 from app.files import service as files
 from app.http.errors import HttpError, NotFound, PayloadTooLarge, field_error
 from app.idempotency.creation import Record

@@ -1,11 +1,18 @@
 """An upload writes nothing outside its own folder, leaves nothing behind, and is bounded while it arrives."""
 
+import asyncio
 import gzip
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import Request
 from starlette.testclient import TestClient
 
+from app.datasets.upload import receive_upload
+from app.http.errors import PayloadTooLarge
 from app.settings import get_settings
 from tests.security.regression import Regression, ignore
 
@@ -73,6 +80,41 @@ def test_an_upload_is_stopped_at_the_limit(
     assert list_files(tmp_path) == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are read from /proc")
+def test_a_stopped_upload_holds_no_space(tmp_path: Path) -> None:
+    chunks = [form("a.jsonl", ROW * 40_000, end=False), ROW * 40_000]
+    headers = [(b"content-type", f"multipart/form-data; boundary={BOUNDARY}".encode())]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": True}
+
+    request = Request({"type": "http", "headers": headers}, receive)
+    with pytest.raises(PayloadTooLarge) as caught:
+        asyncio.run(receive_upload(request, tmp_path, max_bytes=2 << 20))
+    assert caught.traceback  # It keeps what the upload was read by.
+    [path] = tmp_path.iterdir()
+    assert path.stat().st_size > 1 << 20
+    links = list(Path("/proc/self/fd").iterdir())
+    assert path not in [link.readlink() for link in links if os.path.lexists(link)]
+
+
+def test_a_field_of_a_form_is_bounded(client: TestClient) -> None:
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    text = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="name"\r\n\r\n{"a" * 5000}\r\n'
+    body = text.encode() + form("a.jsonl", ROW)
+    response = client.post("/api/v1/datasets", content=body, headers=headers)
+    assert response.status_code == 422
+    assert "its field `name` is longer than 4096 bytes" in response.json()["error"]["message"]
+
+
+def test_a_part_in_another_encoding_is_refused(client: TestClient) -> None:
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    body = form("a.jsonl", ROW).replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1)
+    response = client.post("/api/v1/datasets", content=body, headers=headers)
+    assert response.status_code == 422
+    assert "its part `file` is encoded as base64; send it as it is" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -102,5 +144,11 @@ REGRESSIONS = [
         "app.datasets.upload:PayloadTooLarge",
         lambda *_, **__: AssertionError("not limited"),
         "test_an_upload_is_stopped_at_the_limit",
+    ),
+    Regression(
+        "a field of a form takes any memory",
+        "app.datasets.form:MAX_FIELD_BYTES",
+        1 << 30,
+        "test_a_field_of_a_form_is_bounded",
     ),
 ]

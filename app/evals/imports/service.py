@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from app.datasets.upload import UploadedFile
+from app.datasets.form import UploadedFile
 from app.evals.data_source import shorten_rows
 from app.evals.imports.exported import (
     ExportedEval,

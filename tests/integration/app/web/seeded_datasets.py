@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.datasets import service
-from app.datasets.upload import UploadedFile
+from app.datasets.form import UploadedFile
 from app.settings import get_settings
 from app.storage.database import insert_rows, transaction
 from app.tables import Dataset, Job, Run, RunStatus
