@@ -51,10 +51,10 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def clock(client: Any) -> SimpleNamespace:
     """Stop the clock of the limits at a time, which a test may change: a busy machine takes seconds."""
     clock = SimpleNamespace(now=SECOND_NS)
-    monkeypatch.setattr("serving.gateway.rate_limits.time", SimpleNamespace(monotonic_ns=lambda: clock.now))
+    client.app.state.gateway.gateway.rate_limits.clock = lambda: clock.now
     return clock
 
 
