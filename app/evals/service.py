@@ -1,6 +1,5 @@
 """Evals and their runs."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +39,10 @@ from app.storage.database import UTCDateTime, read_session, transaction
 from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
 from app.tables.base import utc_now
 from trainers.configs import EngineKind
+from trainers.configs.base import UNPRINTABLE
 from trainers.runtime.error_codes import ErrorCode
 
 # The fields of the job's stage, as the client named them.
-# A name from OpenAI may have any; that of a job has none.
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 FIELDS = {
     "stages.0.model": "data_source.model",
     "stages.0.metrics": "testing_criteria",
@@ -169,8 +167,8 @@ def create_run(settings: Settings, asked: EvalRunSpec, caller: Caller, record: R
             first = unusable[0]
             message = f"This eval cannot run here. {first.name}: {first.reason}"
             raise field_error("eval_id", message)
-    # A dataset or a job without a name could not be recognized in a list.
-    name = CONTROL_CHARACTERS.sub(" ", asked.name or definition.name or definition.id)
+    # A dataset or a job without a name could not be recognized in a list. Those of OpenAI have any characters.
+    name = UNPRINTABLE.sub(" ", asked.name or definition.name or definition.id)
     _check_effort(data_source)
     dataset = _store_rows(settings, definition, name, data_source, caller)
     spec = _make_spec(definition, name, data_source, dataset)

@@ -42,15 +42,14 @@ TokensPerDay = Annotated[
     ),
 ]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=PRINTABLE_PATTERN)]
-AllowedModels = Annotated[
-    list[ModelName] | None,
-    Field(
-        max_length=1000,
-        description="Names of the models that the key may use; one that ends with `*` stands for all names "
-        "that begin so, and `ENDPOINT/MODEL` for a model of an endpoint in the settings. They hold for jobs, "
-        "evals, graders and aliases as well. Null means all models.",
-    ),
-]
+MODELS_TEXT = (
+    "Names of the models that the key may use; one that ends with `*` stands for all names that begin so, and "
+    "`ENDPOINT/MODEL` for a model of an endpoint in the settings. They hold for jobs, evals, graders and "
+    "aliases as well. Null means all models."
+)
+AllowedModels = Annotated[list[ModelName] | None, Field(max_length=1000, description=MODELS_TEXT)]
+# Of stored keys: an older one may have names that a request may not have any more.
+StoredModels = Annotated[list[str] | None, Field(description=MODELS_TEXT)]
 TokensToday = Annotated[int, Field(description="Tokens that the key has used today, in UTC.")]
 
 
@@ -92,7 +91,7 @@ class KeyView(BaseModel):
     concurrent_requests: ConcurrentRequests
     tokens_per_day: TokensPerDay
     tokens_today: TokensToday = 0
-    models: AllowedModels
+    models: StoredModels
     created_at: datetime = Field(description="Time of creation.")
     last_used_at: datetime | None = Field(description="Time of the last use, recorded at most once a minute.")
     revoked_at: datetime | None = Field(description="Time of revocation; null while the key is active.")
@@ -114,7 +113,7 @@ class CallerView(BaseModel):
     concurrent_requests: ConcurrentRequests
     tokens_per_day: TokensPerDay
     tokens_today: TokensToday
-    models: AllowedModels
+    models: StoredModels
 
 
 # JSON numbers are exact to here.

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.runs import lifecycle
+from app.runs.names import is_of_preflight
 from app.scheduling.incidents import describe_error
 from app.settings import Settings
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
@@ -16,6 +17,7 @@ from trainers.configs import Product, StageKind
 from workers.outputs.evaluations import copy_evaluation
 from workers.reuse.fingerprint import compute_fingerprint, describe_inputs, is_determined
 from workers.runs.launch import Launch
+from workers.runs.results import name_part
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,11 @@ def _end_as_equal(run: Run, columns: dict[str, Any]) -> bool:
         return False
     evaluation = copy_evaluation(found, run)
     source = found.reused_from or found.id
-    output = {name: getattr(found, name) for name in ("result", "model_id", "step", "total_steps")}
+    output = {name: getattr(found, name) for name in ("model_id", "step", "total_steps")}
     with transaction() as session:
         if not _has_output(session, found):
             return False
+        output["result"] = _name_datasets(session, run, found.result)
         evaluation.add_to(session)
         ended = lifecycle.move(
             session,
@@ -82,6 +85,20 @@ def _end_as_equal(run: Run, columns: dict[str, Any]) -> bool:
             raise lifecycle.StaleAttempt(f"attempt {run.attempt} no longer holds {run.id}")
     logger.info("reused the output of %s", source, extra={"run_id": run.id})
     return True
+
+
+def _name_datasets(session: Session, run: Run, result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the result, with parts of a preflight, which lists do not show, renamed to those of the run."""
+    if result is None or "datasets" not in result:
+        return result
+    parts = []
+    for part in result["datasets"]:
+        dataset = session.get_one(Dataset, part["id"])
+        name = name_part(run, part["part"])
+        if is_of_preflight(dataset.name) and not is_of_preflight(name):
+            dataset.name = name
+        parts.append(part | {"name": dataset.name})
+    return result | {"datasets": parts}
 
 
 def _has_output(session: Session, run: Run) -> bool:

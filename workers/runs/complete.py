@@ -287,7 +287,7 @@ def _publish_datasets(run: Run, launch: Launch, result: dict[str, Any]) -> dict[
         return result
     datasets = []
     for produced in result.get("datasets", []):
-        name = f"{run.full_name or run.name}-{produced['part']}"
+        name = results.name_part(run, produced["part"])
         dataset, _ = create_dataset(launch.run_dir / produced["path"], name)
         datasets.append(produced | {"id": dataset.id, "name": dataset.name})
     return result | {"datasets": datasets}

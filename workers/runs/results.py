@@ -142,6 +142,11 @@ def recomputes_all(run_dir: Path) -> bool:
     return report is not None and report.get("every_n_layers") == 1
 
 
+def name_part(run: Run, part: str) -> str:
+    """Return the name of a dataset that a run has produced."""
+    return f"{run.full_name or run.name}-{part}"
+
+
 def name_adapter_base(folder: Path, origin: str) -> None:
     """Write the base's location into an adapter's config: the program has only its folder on this host."""
     content = files.read_json(folder / ADAPTER_CONFIG)

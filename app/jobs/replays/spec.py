@@ -11,6 +11,7 @@ from app.http.errors import UnprocessableContent, field_error
 from app.jobs.replays.schemas import ReplayCreate
 from app.jobs.schemas import JobCreate, ReplayedSpec
 from app.tables import Job, Run
+from trainers.configs.base import UNPRINTABLE
 from trainers.configs.references import HubModel, parse_location
 
 
@@ -29,9 +30,11 @@ def make_replay(job: Job, runs: Sequence[Run], replay: ReplayCreate) -> JobCreat
             message = f"The job has no stage {name!r}. Its stages: {', '.join(names)}."
             raise field_error(f"changes.{name}", message)
     stages = [_merge(_pin(run), replay.changes.get(run.name, {})) for run in runs]
+    # Older jobs may have characters that a request may not have.
+    labels = {key: UNPRINTABLE.sub("", value) for key, value in job.labels.items()}
     fields = {
-        "name": job.name if replay.name is None else replay.name,
-        "labels": job.labels if replay.labels is None else replay.labels,
+        "name": (UNPRINTABLE.sub("", job.name) or "replay") if replay.name is None else replay.name,
+        "labels": labels if replay.labels is None else replay.labels,
         "priority": job.priority if replay.priority is None else replay.priority,
         "reuse": replay.reuse,
         "stages": stages,

@@ -15,7 +15,7 @@ from app.datasets import service as datasets
 from app.keys import token_use
 from app.settings import EvaluationEndpoint, Settings
 from app.storage.database import read_session, transaction
-from app.tables import ApiKey, Deployment, DeploymentStatus, Scope, Webhook, WebhookDelivery
+from app.tables import ApiKey, Deployment, DeploymentStatus, Eval, Job, Scope, Webhook, WebhookDelivery
 from tests.counting_engine import CountingEngine
 from tests.integration.trainers.metrics.judge_server import serve_judge
 from tests.integration.workers.conftest import execute_next
@@ -126,6 +126,18 @@ def test_an_eval_is_kept_changed_and_deleted(openai: OpenAI) -> None:
     with pytest.raises(NotFoundError) as caught:
         openai.evals.retrieve(created.id)
     assert caught.value.code == "eval_not_found"
+
+
+def test_an_eval_with_an_older_name_that_reorders_text_can_run(
+    openai: OpenAI, engine: CountingEngine
+) -> None:
+    created = define(openai)
+    with transaction() as session:
+        session.get_one(Eval, created.id).name = "sums\u202e\u2028"
+    source: Any = {"type": "jsonl", "source": content([{"item": ITEMS[0], "sample": {"output_text": "4"}}])}
+    assert openai.evals.runs.create(created.id, data_source=source).status == "queued"
+    with read_session() as session:
+        assert session.scalars(select(col(Job.name))).one().strip() == "eval: sums"
 
 
 def test_a_run_grades_the_responses_of_a_deployed_model(

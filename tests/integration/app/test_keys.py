@@ -118,6 +118,16 @@ def test_a_secret_is_returned_once_and_stored_as_a_hash(client: TestClient) -> N
     assert stored.sha256 == hash_key(created["key"]) and created["key"] not in stored.model_dump_json()
 
 
+def test_a_key_with_an_older_name_of_a_model_is_shown_and_used(client: TestClient) -> None:
+    key, headers = make_key(Scope.admin)
+    with transaction() as session:
+        session.get_one(ApiKey, key.id).models = ["a\u202eb"]
+    (listed,) = client.get("/api/v1/keys", headers=headers).json()["items"]
+    assert (
+        listed["models"] == client.get("/api/v1/keys/self", headers=headers).json()["models"] == ["a\u202eb"]
+    )
+
+
 def test_the_last_use_is_recorded_at_most_once_a_minute(client: TestClient) -> None:
     key, headers = make_key(Scope.read)
 

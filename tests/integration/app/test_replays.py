@@ -12,7 +12,7 @@ from app.jobs.examples import JOB_EXAMPLES
 from app.models.starter import STARTER
 from app.settings import Settings
 from app.storage.database import transaction
-from app.tables import Dataset, Run
+from app.tables import Dataset, Job, Run
 from tests.integration.app.test_deployments import insert_row
 
 
@@ -40,6 +40,15 @@ def test_a_replay_of_every_example_has_the_same_stages(client: TestClient, name:
         assert [run[field] for run in again["runs"]] == [run[field] for run in job["runs"]], field
     difference = client.get("/api/v1/jobs/diff", params={"a": job["id"], "b": again["id"]}).json()
     assert [stage["config"] for stage in difference["stages"]] == [[]] * len(job["runs"])
+
+
+def test_a_replay_of_a_job_with_an_older_name_leaves_out_what_a_name_may_not_have(client: TestClient) -> None:
+    job = post(client, "", JOB_EXAMPLES["arithmetic"]["value"])
+    with transaction() as session:
+        row = session.get_one(Job, job["id"])
+        row.name, row.labels = "a\u202eb", {"team": "\u2066c"}
+    again = post(client, f"/{job['id']}/replay", {})
+    assert (again["name"], again["labels"]) == ("ab", {"team": "c"})
 
 
 def test_a_job_whose_stages_this_version_does_not_know_is_shown_but_not_replayed(client: TestClient) -> None:

@@ -129,7 +129,8 @@ class FakeEngine:
         return response
 
     async def thinking(self, request: web.Request) -> web.Response:
-        await asyncio.sleep(30)
+        # Longer than any test waits for the end of the request.
+        await asyncio.sleep(1000)
         return web.Response()
 
     async def endless(self, request: web.Request) -> web.StreamResponse:

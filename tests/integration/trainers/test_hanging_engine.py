@@ -27,15 +27,15 @@ from trainers.training.on_policy.engine_process import (
 from trainers.training.on_policy.engine_sampler import open_sampler
 
 TIMEOUT_SECONDS = 1.0
-# Far from the timeout, for a busy host; without one the step would take until the end of the test.
-MAX_SECONDS = 60
+# Far from the timeout, for a busy host; without one the step would take as long as the engine.
+MAX_SECONDS, HANGING_SECONDS = 60, 90
 
 
 class HangingHandler(BaseHTTPRequestHandler):
     is_over = threading.Event()
 
     def do_POST(self) -> None:
-        self.is_over.wait()
+        self.is_over.wait(HANGING_SECONDS)
 
 
 @pytest.fixture

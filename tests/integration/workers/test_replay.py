@@ -189,6 +189,21 @@ def test_other_weights_of_a_base_or_an_adapter_in_a_folder_are_trained_again(
     assert train("first")["reused_from"] is None
 
 
+def test_the_parts_of_a_preflight_are_those_of_the_job_that_takes_them(
+    client: TestClient, worker: WorkerContext, training_rows: str
+) -> None:
+    worker.settings.trainer_python = ""
+    upload(client, "arithmetic", Path(training_rows).read_bytes())
+    body = {"name": "preflight of mine", "queue": "cpu", "reuse": True, "stages": [PREPARE]}
+    (checked,) = run_job(client, worker, "", body)["runs"]
+    (run,) = run_job(client, worker, "", body | {"name": "mine"})["runs"]
+    assert run["reused_from"] == checked["id"]
+    listed = client.get("/api/v1/datasets", params={"preflights": False}).json()["items"]
+    names = {"arithmetic", "mine-prepare-train", "mine-prepare-test"}
+    assert {each["name"] for each in listed} == names
+    assert {each["name"] for each in run["result"]["datasets"]} == names - {"arithmetic"}
+
+
 def test_a_replay_names_the_change_that_is_wrong(
     client: TestClient, worker: WorkerContext, starter: Path, training_rows: str
 ) -> None:

@@ -98,6 +98,6 @@ def test_a_deployment_that_must_leave_ends_the_comparison(check: Check, folder: 
             raise StaleAttempt("lost the lease")
 
     with pytest.raises(StaleAttempt):
-        check("time.sleep(60)", leave_once_started)
+        check("time.sleep(1000)", leave_once_started)
     process = arguments(folder)[0]
     wait_until(lambda: not is_running(process))
