@@ -167,7 +167,7 @@ def create_run(settings: Settings, asked: EvalRunSpec, caller: Caller, record: R
             first = unusable[0]
             message = f"This eval cannot run here. {first.name}: {first.reason}"
             raise field_error("eval_id", message)
-    # A dataset or a job without a name could not be recognized in a list. Those of OpenAI have any characters.
+    # A dataset or a job without a name could not be recognized in a list; one from OpenAI has any characters.
     name = UNPRINTABLE.sub(" ", asked.name or definition.name or definition.id)
     _check_effort(data_source)
     dataset = _store_rows(settings, definition, name, data_source, caller)

@@ -43,8 +43,8 @@ TokensPerDay = Annotated[
 ]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=PRINTABLE_PATTERN)]
 MODELS_TEXT = (
-    "Names of the models that the key may use; one that ends with `*` stands for all names that begin so, and "
-    "`ENDPOINT/MODEL` for a model of an endpoint in the settings. They hold for jobs, evals, graders and "
+    "Names of the models that the key may use; one that ends with `*` stands for all names that begin so, "
+    "and `ENDPOINT/MODEL` for a model of an endpoint in the settings. They hold for jobs, evals, graders and "
     "aliases as well. Null means all models."
 )
 AllowedModels = Annotated[list[ModelName] | None, Field(max_length=1000, description=MODELS_TEXT)]
