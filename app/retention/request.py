@@ -39,16 +39,17 @@ def start_collection(
 
     Raises CollectionRunning.
     """
-    holding = ExitStack()
-    lease = holding.enter_context(hold_storage_lease(is_stopping=is_stopping))
-    if lease is None:
-        raise CollectionRunning(
-            "Another process collects garbage or writes a backup, and only one can at a time.",
-            hint="Repeat the request when `collecting` of GET /api/v1/storage is false. If that process was "
-            f"killed, this takes at most {LEASE_SECONDS:.0f} seconds.",
-        )
-    request = RequestedCollectionView(dry_run=dry_run, started_at=datetime.now(UTC))
-    _record(lease, request)
+    with ExitStack() as starting:
+        lease = starting.enter_context(hold_storage_lease(is_stopping=is_stopping))
+        if lease is None:
+            raise CollectionRunning(
+                "Another process collects garbage or writes a backup, and only one can at a time.",
+                hint="Repeat the request when `collecting` of GET /api/v1/storage is false. If that process "
+                f"was killed, this takes at most {LEASE_SECONDS:.0f} seconds.",
+            )
+        request = RequestedCollectionView(dry_run=dry_run, started_at=datetime.now(UTC))
+        _record(lease, request)
+        holding = starting.pop_all()
     return request, partial(_collect, settings, holding, lease, request)
 
 

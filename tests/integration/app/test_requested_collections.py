@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlmodel import col
 from starlette.testclient import TestClient
 
@@ -79,6 +79,16 @@ def test_a_live_process_keeps_its_lease_and_a_killed_one_loses_it_within_a_minut
             assert session.scalar(select(col(StorageState.id)).where(is_short)) is not None
         refused = client.post(f"{URL}/collections", json={}).json()["error"]
     assert "killed, this takes at most 60 seconds" in refused["hint"]
+
+
+@on_sqlite
+def test_a_request_that_cannot_be_recorded_leaves_no_lease(client: TestClient) -> None:
+    assert request(client)["error"] is None
+    with transaction() as session:
+        refuse = "BEFORE UPDATE OF requested ON storage_state BEGIN SELECT RAISE(ABORT, 'no'); END"
+        session.execute(text(f"CREATE TRIGGER refuse {refuse}"))
+    assert client.post(f"{URL}/collections", json={}).status_code == 500
+    assert not client.get(URL).json()["collecting"]
 
 
 @on_sqlite
