@@ -64,7 +64,7 @@ class PromotionForm(BaseModel):
         """Return the condition of the judge, or None if no field of it is filled."""
         required = ("judge", "judge_rubric", "judge_dataset", "judge_min_percent")
         given = [name for name in required if getattr(self, name) not in ("", None)]
-        if not given:
+        if not given and self.judge_rows is None:
             return None
         missing = [name for name in required if name not in given]
         if missing:
