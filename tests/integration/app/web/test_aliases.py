@@ -102,7 +102,8 @@ def test_a_promotion_can_have_a_judge(browser: Browser, make_dataset: Callable[.
     refused = browser.post(f"{PAGE}/promotions", page=PAGE, **incomplete)
     assert refused.status_code == 422 and "judge_rubric" in refused.text
     # A field alone is not taken for no judge.
-    assert browser.post(f"{PAGE}/promotions", page=PAGE, **form, judge_rows="10").status_code == 422
+    without = {**form, "max_error_percent": "5", "judge_rows": "10"}
+    assert browser.post(f"{PAGE}/promotions", page=PAGE, **without).status_code == 422
     assert browser.post(f"{PAGE}/promotions", page=PAGE, **form, **judge).status_code == 303
     with read_session() as session:
         [found], _ = list_promotions(session, "news", PageQuery())
