@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from app.__main__ import main
+from app.http.processes.server import DRAIN_SECONDS
 from app.settings import get_settings
 from tests.services import Relay, postgres_url
 
@@ -108,7 +109,8 @@ def test_a_signal_ends_the_service_while_a_client_is_connected(tmp_path: Path) -
     ):
         wait_for(lambda: client.get("/readyz").json()["ready"])
         server.send_signal(signal.SIGTERM)
-        assert server.wait(SECONDS) == 0
+        # A service that waited for the connection would end only then.
+        assert server.wait(DRAIN_SECONDS - 1) == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {"time", "level", "logger", "message"} <= set(lines[0])
 
@@ -224,6 +226,9 @@ def test_a_signal_also_ends_the_creation_of_the_examples(tmp_path: Path) -> None
         server.send_signal(signal.SIGTERM)
         assert server.wait(SECONDS) == 0
         assert not children[0].is_running() and not list(tmp_path.rglob("starter-progress*"))
+        assert not list(tmp_path.rglob("starter/config.json")), (
+            "it waited for the training"
+        )
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
