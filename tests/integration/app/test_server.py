@@ -226,9 +226,7 @@ def test_a_signal_also_ends_the_creation_of_the_examples(tmp_path: Path) -> None
         server.send_signal(signal.SIGTERM)
         assert server.wait(SECONDS) == 0
         assert not children[0].is_running() and not list(tmp_path.rglob("starter-progress*"))
-        assert not list(tmp_path.rglob("starter/config.json")), (
-            "it waited for the training"
-        )
+        assert not list(tmp_path.rglob("starter/config.json")), "it waited for the training"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
