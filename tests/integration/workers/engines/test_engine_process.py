@@ -2,9 +2,10 @@
 
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,13 +94,32 @@ def test_an_engine_host_that_cannot_be_used_is_named(settings: object, host: str
 
 
 @pytest.fixture
-def program(stand_in: StandIn, tmp_path: Path) -> tuple[GuardedProcess, str]:
-    """Start a stand-in; return its process and its address."""
+def program(stand_in: StandIn, tmp_path: Path) -> Iterator[tuple[GuardedProcess, str]]:
+    """Start a stand-in; yield its process and its address."""
     port = free_port()
     engine = find_engine(EngineKind.hf, [sys.executable, str(STAND_IN), str(stand_in.folder)])
     config = EngineConfig("base", "base", "127.0.0.1", port, {}, EngineOptions())
     process = start_engine(engine, config, tmp_path / "engine", NO_DEVICES, 60)
-    return process, f"http://127.0.0.1:{port}"
+    yield process, f"http://127.0.0.1:{port}"
+    process.kill()
+
+
+class Probes:
+    """The health of a ready stand-in with two adapters, of which one more probe is due at each check."""
+
+    def __init__(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("a", "b"):
+            ENGINE.load_adapter(address, name, "folder")
+        self._now = 0.0
+        monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: self._now))
+        self._health = EngineHealth(
+            ENGINE, address, lambda: ["a", "b"], probe_seconds=0.5, timeout_seconds=60
+        )
+        self._health.check()
+
+    def check(self) -> str | None:
+        self._now += 1
+        return self._health.check()
 
 
 def test_a_start_that_is_cancelled_ends_before_the_engine_is_ready(
@@ -126,40 +146,27 @@ def test_an_unknown_option_is_reported_before_a_process_starts(stand_in: StandIn
 
 
 def test_each_model_of_an_engine_is_probed_and_one_at_a_time(
-    program: tuple[GuardedProcess, str], stand_in: StandIn, tmp_path: Path
+    program: tuple[GuardedProcess, str], stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, address = program
-    assert wait_until_ready(ENGINE, process, address, tmp_path / "engine", lambda: False)
-    for name in ("a", "b"):
-        ENGINE.load_adapter(address, name, "folder")
-    checks = EngineHealth(ENGINE, address, lambda: ["a", "b"], 0.01, 5)
-    checks.check()
-    time.sleep(0.02)
-    for _ in range(4):
-        assert checks.check() is None
-        time.sleep(0.02)
+    assert wait_until_ready(ENGINE, *program, tmp_path / "engine", lambda: False)
+    probes = Probes(program[1], monkeypatch)
+    assert [probes.check() for _ in range(4)] == [None] * 4
     assert [probe["model"] for probe in stand_in.requests("chat")] == ["a", "b", "a", "b"]
-    process.kill()
 
 
 def test_failures_count_only_in_a_row_and_per_model(
-    program: tuple[GuardedProcess, str], stand_in: StandIn, tmp_path: Path
+    program: tuple[GuardedProcess, str], stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, address = program
-    assert wait_until_ready(ENGINE, process, address, tmp_path / "engine", lambda: False)
-    for name in ("a", "b"):
-        ENGINE.load_adapter(address, name, "folder")
-    checks = EngineHealth(ENGINE, address, lambda: ["a", "b"], 0.001, 5)
-    checks.check()
+    assert wait_until_ready(ENGINE, *program, tmp_path / "engine", lambda: False)
+    probes = Probes(program[1], monkeypatch)
     stand_in.ask("fail", "a")
-    results = [checks.check() for _ in range(4)]  # Two failures of `a`, between which `b` works.
+    results = [probes.check() for _ in range(4)]  # Two failures of `a`, between which `b` works.
     stand_in.stop_asking("fail")
-    results += [checks.check() for _ in range(4)]
+    results += [probes.check() for _ in range(4)]
     stand_in.ask("fail", "a")
-    results += [checks.check() for _ in range(4)]
+    results += [probes.check() for _ in range(4)]
     assert results == [None] * 12
-    wait_until(lambda: "failed 3 requests to a in a row" in (checks.check() or ""))
-    process.kill()
+    assert "failed 3 requests to a in a row" in (probes.check() or "")
 
 
 def test_an_engine_that_fails_its_health_check_for_long_is_restarted(
@@ -176,4 +183,3 @@ def test_an_engine_that_fails_its_health_check_for_long_is_restarted(
     assert checks.check() is None
     stand_in.ask("unhealthy")
     wait_until(lambda: "has failed its health check" in (checks.check() or ""))
-    process.kill()
