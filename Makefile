@@ -31,7 +31,7 @@ demo: setup ## Train, evaluate, deploy and chat with a tiny model; CASE=translat
 run: setup ## Keep the service up with the examples seeded; Swagger UI is at /docs
 	@$(BIN)/python -m app --with-examples
 
-test: setup ## Run the test suite: that of the whole product too where another test failed
+test: setup ## Run the test suite; the tests of the whole product run also after another one has failed
 	$(BIN)/python -m pytest $(FOLDERS) $(IN_ORDER); status=$$?; \
 		$(BIN)/python -m pytest tests/e2e $(PARALLEL) && exit $$status
 

@@ -30,6 +30,8 @@ from trainers.configs.stages.prepare import PrepareConfig
 from trainers.data.convert import RowShape, convert_row, detect_shape
 from trainers.data.files.jsonl import save_rows
 from trainers.data.filters.drops import DropRecorder
+from trainers.data.filters.held_out import drop_held_out
+from trainers.data.filters.near_duplicates import drop_near_duplicates
 from trainers.data.filters.pair_cleaning import TranslationReport
 from trainers.data.filters.row_filters import (
     NumberedRows,
@@ -209,12 +211,8 @@ def _apply_filter(
         case DuplicatesFilter():
             return drop_duplicates(rows, drops, row_format)
         case NearDuplicatesFilter():
-            from trainers.data.filters.near_duplicates import drop_near_duplicates
-
             return drop_near_duplicates(rows, drops, row_format, threshold=chosen.threshold)
         case HeldOutFilter():
-            from trainers.data.filters.held_out import drop_held_out
-
             held_out = [dataset_path(reference) for reference in chosen.not_in]
             return drop_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
 

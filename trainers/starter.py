@@ -24,7 +24,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
 from trainers.runtime.command_line import make_help, make_typer
-from trainers.runtime.events import RemainingTime
 from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
@@ -46,6 +45,9 @@ BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 30
 REPORT_SECONDS = 0.5
+# Memory is allocated and kernels are chosen in the first steps, and a few steps alone say little.
+UNTIMED_STEPS = 5
+MIN_TIMED_SECONDS = 4.0
 
 logger = logging.getLogger("trainers")
 program = make_typer()
@@ -158,6 +160,27 @@ def _turn(role: str, content: str) -> dict[str, str]:
 def _render(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return text
+
+
+class RemainingTime:
+    """The time until the last step, by the speed after the first steps."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+        self._timed_from: tuple[int, float] | None = None
+
+    def estimate(self, step: int, now: float) -> float | None:
+        """Return the seconds left after a step; None while too little is timed to estimate them."""
+        if step >= self._total_steps:
+            return 0.0
+        if step < UNTIMED_STEPS:
+            return None
+        if self._timed_from is None:
+            self._timed_from = step, now
+        first, since = self._timed_from
+        if step == first or now - since < MIN_TIMED_SECONDS:
+            return None
+        return round((now - since) / (step - first) * (self._total_steps - step), 1)
 
 
 class _StepReport:

@@ -40,6 +40,7 @@ class FormReader:
         self._parts_left = self._max_parts = max_parts
         self._header = b"", b""
         self._headers: dict[bytes, bytes] = {}
+        self._is_complete = False
         self._part: _FilePart | _FieldPart | None = None
         self._parser = MultipartParser(
             boundary,
@@ -51,6 +52,7 @@ class FormReader:
                 "on_headers_finished": self._open_part,
                 "on_part_data": self._write,
                 "on_part_end": self._end_part,
+                "on_end": self._complete,
             },
         )
 
@@ -61,6 +63,8 @@ class FormReader:
     def finish(self) -> None:
         """Check that the form is complete."""
         self._parser.finalize()
+        if not self._is_complete:
+            raise FormParserError("it ends before its last boundary")
 
     def close(self) -> None:
         """Close the file of a part that has not ended."""
@@ -102,6 +106,9 @@ class FormReader:
     def _write(self, data: bytes, start: int, end: int) -> None:
         assert self._part is not None
         self._part.write(data[start:end])
+
+    def _complete(self) -> None:
+        self._is_complete = True
 
     def _end_part(self) -> None:
         part = self._part

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from app.datasets.form import FormReader, UploadedFile
 from app.datasets.schemas import MAX_NAME_LENGTH
 from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
-from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.base import PRINTABLE_PATTERN, UNPRINTABLE_TEXT
 from trainers.data.conversion.csv_table import CsvOptions, Delimiter, TextEncoding
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
@@ -106,8 +106,8 @@ def upload_name(upload: FormUpload) -> str:
     name = upload.fields.get("name", "").strip() or Path(upload.files[-1].name).stem or "upload"
     if len(name) > MAX_NAME_LENGTH or not re.match(PRINTABLE_PATTERN, name):
         message = (
-            f"The name is invalid: it must have at most {MAX_NAME_LENGTH} characters, none of them a control "
-            "character or one that reorders the text beside it (U+202A to U+202E, U+2066 to U+2069)."
+            f"The name is invalid: it must have at most {MAX_NAME_LENGTH} characters, and must not contain "
+            f"{UNPRINTABLE_TEXT}."
         )
         raise UnprocessableContent(
             message,

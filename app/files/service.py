@@ -20,7 +20,7 @@ from app.storage.database import database_now, read_session, transaction
 from app.storage.opening import get_store
 from app.tables import FINISHED, Batch, Dataset, File, FilePurpose, Run
 from app.tables.base import new_id
-from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.base import PRINTABLE_PATTERN, UNPRINTABLE_TEXT
 from trainers.data.conversion.csv_table import CsvOptions
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
@@ -58,9 +58,8 @@ def create_file(
     ):
         raise field_error(
             "file",
-            f"A file name has at most {MAX_FILENAME} characters, none of them a control character, a "
-            "surrogate or one that reorders the text beside it (U+202A to U+202E, U+2066 to U+2069). "
-            "Rename the file.",
+            f"A file name has at most {MAX_FILENAME} characters, and must not contain surrogates, "
+            f"{UNPRINTABLE_TEXT}. Rename the file.",
         )
     row = File(filename=file.name, purpose=purpose, size_bytes=file.path.stat().st_size)
     if expires_after_seconds is not None:

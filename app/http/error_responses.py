@@ -15,7 +15,7 @@ from starlette.routing import Match, Mount
 from app.http.errors import HttpError, MethodNotSupported, NotFound, PayloadTooLarge, UnprocessableContent
 from serving.http.errors import ApiError
 from serving.http.limits import MAX_BODY_BYTES
-from trainers.configs.base import NAME_PATTERN, PRINTABLE_PATTERN
+from trainers.configs.base import NAME_PATTERN, PRINTABLE_PATTERN, UNPRINTABLE_TEXT
 from trainers.runtime.error_codes import ErrorCode
 
 # Exceptions of others that `as_http_error` converts.
@@ -32,8 +32,7 @@ VALIDATION_MESSAGES = {
     "list_type": "Input should be a JSON array.",
 }
 PATTERN_MESSAGES = {
-    PRINTABLE_PATTERN: "It must not contain control characters, line separators, or characters that reorder "
-    "the text beside them (U+202A to U+202E, U+2066 to U+2069): remove them, or type the text by hand",
+    PRINTABLE_PATTERN: f"It must not contain {UNPRINTABLE_TEXT}: remove them, or type the text by hand",
     NAME_PATTERN: "A name has at most 63 lower-case letters, digits, `_` and `-`, and begins with one of the "
     "first two",
 }

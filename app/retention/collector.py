@@ -28,7 +28,7 @@ from app.storage.opening import get_store
 from app.tables import STORAGE_STATE_ID, StorageState
 from app.tables.base import new_id
 
-# What a killed process leaves ends after this time; a live one renews it, whatever it is waiting for.
+# The lease of a killed process ends after this time; a thread of a live one renews it.
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 15.0
 MAX_TICK_SECONDS = 60.0

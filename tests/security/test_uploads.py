@@ -61,6 +61,8 @@ def test_a_file_name_chooses_no_path(client: TestClient, tmp_path: Path, name: s
         form("a.jsonl", ROW, end=False),
         form("a.jsonl", ROW)[:-30],
         form("a.jsonl", ROW, field="other"),
+        # Its first part is whole.
+        form("a.jsonl", ROW, end=False) + b"\r\n" + form("b.jsonl", ROW, end=False),
         b"",
     ],
 )

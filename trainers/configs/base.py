@@ -35,6 +35,10 @@ MAX_BYTES = 1 << 60
 _UNPRINTABLE_RANGES = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 PRINTABLE_PATTERN = rf"^[^{_UNPRINTABLE_RANGES}]*$"
 UNPRINTABLE = re.compile(f"[{_UNPRINTABLE_RANGES}]")
+UNPRINTABLE_TEXT = (
+    "control characters, line separators, or characters that reorder the text beside them (U+202A to U+202E, "
+    "U+2066 to U+2069)"
+)
 NonEmpty = Annotated[
     str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
 ]

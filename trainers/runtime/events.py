@@ -20,9 +20,6 @@ from trainers.runtime.run_dir import has_partial_last_line
 MAX_TEXT_CHARACTERS = 4000
 MAX_METRICS = 200
 MAX_REASONS = 20
-# Memory is allocated and kernels are chosen in the first steps, and a few steps alone say little.
-UNTIMED_STEPS = 5
-MIN_TIMED_SECONDS = 4.0
 
 
 def _clean_text(value: object) -> object:
@@ -140,24 +137,3 @@ class EventWriter:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-class RemainingTime:
-    """The time until the last step, by the speed after the first steps."""
-
-    def __init__(self, total_steps: int) -> None:
-        self._total_steps = total_steps
-        self._timed_from: tuple[int, float] | None = None
-
-    def estimate(self, step: int, now: float) -> float | None:
-        """Return the seconds left after a step; None while too little is timed to estimate them."""
-        if step >= self._total_steps:
-            return 0.0
-        if step < UNTIMED_STEPS:
-            return None
-        if self._timed_from is None:
-            self._timed_from = step, now
-        first, since = self._timed_from
-        if step == first or now - since < MIN_TIMED_SECONDS:
-            return None
-        return round((now - since) / (step - first) * (self._total_steps - step), 1)

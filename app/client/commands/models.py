@@ -73,33 +73,10 @@ def list_aliases(
 ) -> None:
     """List the aliases of deployments, or the promotions of one, newest first."""
     with connect() as client:
-        found = list(client.aliases.list()) if name is None else list(client.aliases.promotions(name))
-    if as_json:
-        print_json(found)
-        return
-    if name is None:
-        rows = [
-            [one.name, one.version, _describe_shares(one.targets), format_age(one.updated_at)]
-            for one in found
-            if isinstance(one, AliasRecord)
-        ]
-        empty = "There is no alias: `PUT /api/v1/aliases/NAME` or the page of deployments creates one."
-        print_table(["name", "version", "requests go to", "age"], rows, empty=empty)
-        return
-    rows = [
-        [
-            one.deployment,
-            one.status,
-            one.outcome,
-            _describe_steps(one.steps),
-            format_age(one.created_at),
-            one.run_id,
-        ]
-        for one in found
-        if isinstance(one, PromotionRecord)
-    ]
-    columns = ["deployment", "status", "outcome", "steps", "age", "id"]
-    print_table(columns, rows, empty=f"No promotion of the alias {name}.")
+        if name is None:
+            _print_aliases(list(client.aliases.list()), as_json)
+        else:
+            _print_promotions(name, list(client.aliases.promotions(name)), as_json)
 
 
 def list_hosts(as_json: JsonOption = False) -> None:
@@ -256,6 +233,36 @@ def _explain_training(client: Client, model: str) -> Iterator[None]:
         if f" {model}:" in state:
             missing.hint = f"The service is {state}. It is served afterwards: wait, and repeat the command."
         raise
+
+
+def _print_aliases(found: Sequence[AliasRecord], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [one.name, one.version, _describe_shares(one.targets), format_age(one.updated_at)] for one in found
+    ]
+    empty = "There is no alias: `PUT /api/v1/aliases/NAME` or the page of deployments creates one."
+    print_table(["name", "version", "requests go to", "age"], rows, empty=empty)
+
+
+def _print_promotions(alias: str, found: Sequence[PromotionRecord], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [
+            one.deployment,
+            one.status,
+            one.outcome,
+            _describe_steps(one.steps),
+            format_age(one.created_at),
+            one.run_id,
+        ]
+        for one in found
+    ]
+    columns = ["deployment", "status", "outcome", "steps", "age", "id"]
+    print_table(columns, rows, empty=f"No promotion of the alias {alias}.")
 
 
 def _describe_shares(targets: Sequence[AliasTargetRecord]) -> str:

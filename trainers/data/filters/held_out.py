@@ -1,7 +1,4 @@
-"""Filter of rows whose prompt occurs in a held-out dataset, exactly or nearly.
-
-datasketch imports scipy, so only programs use this module.
-"""
+"""Filter of rows whose prompt occurs in a held-out dataset, exactly or nearly."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Case is ignored, and texts are compared as people read them (`fold_text`). The s
 Jaccard index of their shingles, estimated from 128 hashes: its standard error is 0.035 at 0.8. Shingles of
 characters suit both English and Korean, whose words are inflected. Texts that differ only in a number are
 very similar, so use a threshold near 1, or exact duplicates alone, for word problems.
-
-datasketch is imported with the first index, for it imports scipy and a client of Redis.
 """
 
 from collections.abc import Callable, Iterator

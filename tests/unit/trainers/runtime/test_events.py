@@ -4,11 +4,10 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 from pydantic import TypeAdapter
 
 from trainers.configs.resume_guarantee import Exactness
-from trainers.runtime.events import MAX_TEXT_CHARACTERS, EventWriter, ProgramEvent, RemainingTime
+from trainers.runtime.events import MAX_TEXT_CHARACTERS, EventWriter, ProgramEvent
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -58,12 +57,3 @@ def test_every_kind_of_event_is_read_by_the_schema_that_wrote_it(tmp_path: Path)
     read = [event.validate_json(line) for line in path.read_text().splitlines()]
     assert [one.type for one in read] == ["progress", "metrics", "warning", "resumed"]
     assert len(lines(path)[2]["message"]) == MAX_TEXT_CHARACTERS  # type: ignore[arg-type]
-
-
-def test_the_time_left_is_unknown_until_enough_steps_are_timed() -> None:
-    left = RemainingTime(total_steps=105)
-    # The first step takes 30 seconds, all others a tenth of one.
-    times = {step: 30 + step / 10 for step in range(1, 106)}
-    found = {step: left.estimate(step, now) for step, now in times.items()}
-    assert {found[step] for step in range(1, 44)} == {None}
-    assert [found[step] for step in (50, 55, 105)] == pytest.approx([5.5, 5, 0])
